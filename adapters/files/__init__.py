@@ -1,0 +1,1 @@
+"""File formats: ISMRMRD HDF5 in and out, PNG out."""

@@ -1,0 +1,1 @@
+"""Plain reconstructions, without any learned prior."""

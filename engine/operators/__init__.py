@@ -1,0 +1,1 @@
+"""Linear operators: Fourier, coil sensitivity, sampling, non-uniform Fourier, wavelet."""

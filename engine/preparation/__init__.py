@@ -1,0 +1,1 @@
+"""What happens to raw data before reconstruction: noise, coils, partial Fourier, trajectories."""

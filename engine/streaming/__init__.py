@@ -1,0 +1,1 @@
+"""Sessions: readouts in, frames out, while the scan runs."""
