@@ -1,0 +1,278 @@
+"""Configurations: TOML files read into strict structs, with errors that say where, what, and what was meant.
+
+A configuration is named by its place, `mri/cartesian`. A name that arrives on the wire is only ever a key into the list of
+installed configurations (their names and aliases); nothing is imported or opened by it.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+import tomllib
+from collections.abc import Iterable, Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import msgspec
+
+from .errors import ConfigError
+from .limits import Limits
+
+__all__ = [
+    "CoilMapConfig",
+    "ConfigStore",
+    "OutputConfig",
+    "PreparationConfig",
+    "ReconstructionConfig",
+    "SystemConfig",
+    "TriggerConfig",
+    "Value",
+    "origins",
+    "read_config",
+    "to_toml_rows",
+    "with_overrides",
+]
+
+Value = str | int | float | bool
+Positive = Annotated[int, msgspec.Meta(ge=1)]
+Weight = Annotated[float, msgspec.Meta(ge=0)]
+
+Method = Literal["auto", "none", "zero_filled", "sense", "cg_sense", "l1_espirit", "grappa", "gridding"]
+
+
+class PreparationConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What happens to each readout on arrival."""
+
+    prewhiten: bool = True
+    """Use noise readouts, or the noise measurement that the header depends on, when there are any."""
+    remove_oversampling: bool = True
+    """Crop the readout to the reconstructed field of view."""
+    compressed_channels: Annotated[int, msgspec.Meta(ge=0)] = 0
+    """Virtual coils to keep; 0 keeps all. Learned from the calibration of the first frame."""
+    partial_fourier: Literal["homodyne", "pocs", "zero_filled"] = "homodyne"
+    """How rows that a partial Fourier scan leaves out are filled."""
+    fold_on_arrival: bool = True
+    """Transform each line along the encoding direction as it arrives, whenever no other data waits."""
+
+
+class CoilMapConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Coil sensitivity maps."""
+
+    calibration_lines: Annotated[int, msgspec.Meta(ge=4)] = 24
+    """Central rows used; fewer when fewer were measured."""
+    kernel: Annotated[int, msgspec.Meta(ge=3, le=12)] = 6
+    threshold: Annotated[float, msgspec.Meta(ge=0, lt=1)] = 0.02
+    """Singular values below this fraction of the largest are noise."""
+    crop: Annotated[float, msgspec.Meta(ge=0, lt=1)] = 0.8
+    """Pixels whose eigenvalue is below this have no coil map."""
+    refresh: Literal["scan", "frame"] = "scan"
+    """Estimate once per slice, or anew for every frame."""
+
+
+class ReconstructionConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How a frame becomes an image."""
+
+    method: Method = "auto"
+    """`auto`: root sum of squares of what is fully sampled, SENSE for what is not."""
+    iterations: Positive = 30
+    """Of conjugate gradients, or of FISTA for `l1_espirit`."""
+    regularization: Weight = 0.005
+    """L2 weight of SENSE, relative to the largest eigenvalue, or wavelet threshold of `l1_espirit`, relative to the data's scale."""
+    kernel: tuple[Positive, Positive] = (5, 4)
+    """GRAPPA kernel: readout points, acquired lines."""
+
+
+class TriggerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """When a frame is reconstructed: the first of these that happens. The end of the scan always does."""
+
+    flags: bool = True
+    """A LAST_IN_SLICE, LAST_IN_REPETITION or LAST_IN_MEASUREMENT flag."""
+    coverage: bool = True
+    """All lines that the header announces are there."""
+    change: bool = True
+    """A readout of a later repetition of the same slice arrives."""
+    acquisitions: Annotated[int, msgspec.Meta(ge=0)] = 0
+    """This many imaging readouts were counted; 0 switches it off."""
+
+
+class OutputConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What goes back to the console."""
+
+    image: Literal["magnitude", "complex"] = "magnitude"
+    pixels: Literal["auto", "float32", "uint16"] = "auto"
+    """`auto`: uint16 scaled to BitsStored for FIRE and OpenRecon, float32 for everyone else."""
+    send_original: bool = False
+    """Also send the zero-filled image, as a series of its own."""
+
+
+class SystemConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """One reconstruction system."""
+
+    name: str = ""
+    description: str = ""
+    aliases: tuple[str, ...] = ()
+    """Other names that a scanner may ask for."""
+    preparation: PreparationConfig = PreparationConfig()
+    coil_maps: CoilMapConfig = CoilMapConfig()
+    reconstruction: ReconstructionConfig = ReconstructionConfig()
+    trigger: TriggerConfig = TriggerConfig()
+    output: OutputConfig = OutputConfig()
+    limits: Limits = Limits()
+
+
+def _suggest(word: str, known: Iterable[str]) -> str:
+    known = sorted(known)
+    close = difflib.get_close_matches(word, known, n=1)
+    hint = f"; did you mean {close[0]!r}?" if close else ""
+    return f"known: {', '.join(known)}{hint}"
+
+
+def _fields(path: str) -> Iterable[str]:
+    """Keys allowed in the table at a dotted path of a system configuration."""
+    kind: Any = SystemConfig
+    for part in filter(None, path.split(".")):
+        kind = {f.name: f.type for f in msgspec.structs.fields(kind)}[part]
+    return [f.name for f in msgspec.structs.fields(kind)]
+
+
+def _explain(error: msgspec.ValidationError, source: str) -> str:
+    """Turn msgspec's message into one with file, key path and remedy."""
+    text = str(error)
+    match = re.match(r"^(?P<what>.*?)(?: - at `\$\.?(?P<path>[^`]*)`)?$", text, re.DOTALL)
+    what, path = (match["what"], match["path"] or "") if match else (text, "")
+    unknown = re.search(r"unknown field `([^`]+)`", what)
+    if unknown:
+        key = ".".join(filter(None, (path, unknown[1])))
+        return f"{source}: unknown key {key}; {_suggest(unknown[1], _fields(path))}"
+    return f"{source}: {path or 'configuration'}: {what[0].lower()}{what[1:]}"
+
+
+def read_config(text: str, *, name: str, source: str) -> SystemConfig:
+    """Parse the text of a TOML file into a checked configuration.
+
+    `source` names the file in errors. Raises `ConfigError` for bad TOML, unknown keys and values out of range.
+    """
+    try:
+        values = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{source}: not valid TOML: {error}") from None
+    return _convert({**values, "name": name}, source)
+
+
+def _convert(values: Mapping[str, Any], source: str) -> SystemConfig:
+    try:
+        return msgspec.convert(values, SystemConfig)
+    except msgspec.ValidationError as error:
+        raise ConfigError(_explain(error, source)) from None
+
+
+def _leaves(kind: Any, prefix: str = "") -> dict[str, Any]:  # noqa: ANN401 - a struct class, walked by reflection
+    leaves: dict[str, Any] = {}
+    for field in msgspec.structs.fields(kind):
+        path = f"{prefix}{field.name}"
+        if isinstance(field.type, type) and issubclass(field.type, msgspec.Struct):
+            leaves |= _leaves(field.type, f"{path}.")
+        else:
+            leaves[path] = field.type
+    return leaves
+
+
+def _parse_value(value: Value, kind: Any, path: str, source: str) -> Any:  # noqa: ANN401 - typed by the field it is for
+    if not isinstance(value, str):
+        return value
+    text = value.strip()
+    if text.lower() in ("true", "false"):
+        text = text.lower()
+    if kind is str or text == "":
+        return value
+    try:
+        return msgspec.convert(text, kind, strict=False)
+    except msgspec.ValidationError as error:
+        raise ConfigError(f"{source}: {path} = {value!r}: {error}") from None
+
+
+def with_overrides(config: SystemConfig, overrides: Mapping[str, Value], *, source: str) -> SystemConfig:
+    """Return `config` with values replaced by dotted path, e.g. {"reconstruction.iterations": "20"}.
+
+    Values may be text, as they come from a command line or from OpenRecon. Raises `ConfigError` for an unknown path.
+    """
+    leaves = _leaves(SystemConfig)
+    values: dict[str, Any] = msgspec.to_builtins(config)
+    for path, value in overrides.items():
+        if path not in leaves or path in ("name", "aliases", "description"):
+            raise ConfigError(f"{source}: unknown key {path}; {_suggest(path, leaves)}")
+        *tables, key = path.split(".")
+        table = values
+        for part in tables:
+            table = table[part]
+        table[key] = _parse_value(value, leaves[path], path, source)
+    return _convert(values, source)
+
+
+def to_toml_rows(config: SystemConfig) -> dict[str, Any]:
+    """Every value of a configuration by its dotted path, in the order of the structs."""
+    rows: dict[str, Any] = {}
+    for path in _leaves(SystemConfig):
+        value: Any = config
+        for part in path.split("."):
+            value = getattr(value, part)
+        rows[path] = value
+    return rows
+
+
+def origins(config: SystemConfig, store: ConfigStore, overrides: Mapping[str, Value]) -> dict[str, str]:
+    """Where each effective value comes from: `override`, `file` or `default`, by dotted path."""
+    written = store.written(config.name)
+    found = {}
+    for path in _leaves(SystemConfig):
+        found[path] = "override" if path in overrides else "file" if path in written else "default"
+    return found
+
+
+class ConfigStore:
+    """The installed configurations, by name and alias.
+
+    `folders` are searched after the shipped ones; a file `mri/mine.toml` in one of them is called `mri/mine` and replaces a
+    shipped configuration of that name.
+    """
+
+    def __init__(self, folders: Iterable[Path] = ()) -> None:
+        self._texts: dict[str, tuple[str, str]] = {}
+        for domain in ("mri",):
+            package = resources.files("scanside.configs").joinpath(domain)
+            for item in package.iterdir():
+                if item.name.endswith(".toml"):
+                    self._add(f"{domain}/{item.name[:-5]}", item.read_text("utf-8"), item.name)
+        for folder in folders:
+            if not folder.is_dir():
+                raise ConfigError(f"{folder}: no such folder of configurations")
+            for path in sorted(folder.glob("*/*.toml")):
+                self._add(f"{path.parent.name}/{path.stem}", path.read_text("utf-8"), str(path))
+        self._configs = {n: read_config(t, name=n, source=s) for n, (t, s) in self._texts.items()}
+        self._aliases: dict[str, str] = {}
+        for name, config in sorted(self._configs.items()):
+            for alias in (name, name.partition("/")[2], *config.aliases):
+                self._aliases.setdefault(alias, name)
+
+    def _add(self, name: str, text: str, source: str) -> None:
+        self._texts[name] = (text, source)
+
+    def names(self) -> list[str]:
+        """Names of all configurations, sorted."""
+        return sorted(self._configs)
+
+    def get(self, name: str) -> SystemConfig:
+        """The configuration called `name`, or that has it as alias. Raises `ConfigError` listing the known names."""
+        key = self._aliases.get(name)
+        if key is None:
+            shown = name if len(name) <= 80 else name[:77] + "..."
+            raise ConfigError(f"unknown configuration {shown!r}; {_suggest(name[:80], self._aliases)}")
+        return self._configs[key]
+
+    def written(self, name: str) -> set[str]:
+        """Dotted paths that the file of a configuration sets itself."""
+        paths: set[str] = set()
+        for key, value in tomllib.loads(self._texts[name][0]).items():
+            paths |= {f"{key}.{k}" for k in value} if isinstance(value, dict) else {key}
+        return paths
