@@ -29,6 +29,7 @@ __all__ = [
     "TriggerConfig",
     "Value",
     "origins",
+    "parameter_overrides",
     "read_config",
     "to_toml_rows",
     "with_overrides",
@@ -78,7 +79,7 @@ class ReconstructionConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=Tr
     iterations: Positive = 30
     """Of conjugate gradients, or of FISTA for `l1_espirit`."""
     regularization: Weight = 0.005
-    """L2 weight of SENSE, relative to the largest eigenvalue, or wavelet threshold of `l1_espirit`, relative to the data's scale."""
+    """L2 weight of SENSE, relative to the largest eigenvalue, or wavelet threshold of `l1_espirit`, relative to the data."""
     kernel: tuple[Positive, Positive] = (5, 4)
     """GRAPPA kernel: readout points, acquired lines."""
 
@@ -208,6 +209,25 @@ def with_overrides(config: SystemConfig, overrides: Mapping[str, Value], *, sour
             table = table[part]
         table[key] = _parse_value(value, leaves[path], path, source)
     return _convert(values, source)
+
+
+def parameter_overrides(values: Mapping[str, Value]) -> tuple[dict[str, Value], set[str]]:
+    """Sort parameters from a console into overrides by dotted path, and names that mean nothing here.
+
+    A console knows only letters and digits (OpenRecon), so `sendOriginal` means output.send_original and `iterations`
+    reconstruction.iterations; limits cannot be set from the wire. Empty strings mean "not set".
+    """
+    paths: dict[str, str] = {}
+    for path in _leaves(SystemConfig):
+        if "." in path and not path.startswith("limits."):
+            for spelling in (path, path.rpartition(".")[2]):
+                paths.setdefault(_squeeze(spelling), path)
+    known = {paths[_squeeze(name)]: value for name, value in values.items() if _squeeze(name) in paths and value != ""}
+    return known, {name for name in values if _squeeze(name) not in paths}
+
+
+def _squeeze(name: str) -> str:
+    return re.sub(r"[^a-z0-9]", "", name.lower())
 
 
 def to_toml_rows(config: SystemConfig) -> dict[str, Any]:

@@ -19,7 +19,7 @@ def _sockets() -> set[str]:
     links = set()
     for entry in Path("/proc/self/fd").iterdir():
         try:
-            target = os.readlink(entry)
+            target = str(entry.readlink())
         except OSError:  # the descriptor of the listing itself is gone by now
             continue
         if target.startswith("socket:"):

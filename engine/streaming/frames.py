@@ -1,0 +1,163 @@
+"""K-space of one frame while it fills: written line by line, counted, and transformed ahead where there is time."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from .layout import CartesianLayout
+
+__all__ = ["CartesianFrame", "GatheredFrame"]
+
+
+class CartesianFrame:
+    """Hybrid k-space (coil, depth, height, width) of one frame, allocated once and reused.
+
+    Repeated lines (averages) are summed and counted. `fold` transforms lines along the encoding direction as they come, so
+    that a frame that filled slowly needs no Fourier transform when it closes.
+    """
+
+    def __init__(self, layout: CartesianLayout, coils: int) -> None:
+        self.layout = layout
+        self.coils = coils
+        shape = (coils, layout.depth, layout.height, layout.width)
+        self.kspace = torch.zeros(shape, dtype=torch.complex64)
+        self._flat = self.kspace.view(coils, -1, layout.width)
+        self.counts = np.zeros((layout.depth, layout.height), dtype=np.int32)
+        self._folded: torch.Tensor | None = None
+        self._phases: torch.Tensor | None = None
+        self._folding = True
+        self._center_distance = 1 << 30
+        self.averages = layout.averages
+        self.readouts = 0
+        self.outside = 0
+        self.received = 0.0
+        self.header: np.ndarray | None = None
+
+    def clear(self) -> None:
+        """Make ready for the next frame."""
+        self.kspace.zero_()
+        if self._folded is not None:
+            self._folded.zero_()
+        self.counts[:] = 0
+        self._folding = True
+        self._center_distance = 1 << 30
+        self.averages = self.layout.averages
+        self.readouts = self.outside = 0
+        self.received = 0.0
+        self.header = None
+
+    def add(self, lines: torch.Tensor, headers: np.ndarray, received: float, *, fold: bool = False) -> None:
+        """Put lines (n, coils, width) in place by their counters. Lines outside the matrix are counted and left out."""
+        self.readouts += len(headers)
+        self.received = received
+        idx = headers["idx"]
+        rows, parts = self.layout.row(idx["kspace_encode_step_1"]), self.layout.partition(idx["kspace_encode_step_2"])
+        inside = (rows >= 0) & (rows < self.layout.height) & (parts >= 0) & (parts < self.layout.depth)
+        if not inside.all():
+            self.outside += int((~inside).sum())
+            lines, headers, rows, parts = lines[torch.from_numpy(inside)], headers[inside], rows[inside], parts[inside]
+            if not len(rows):
+                return
+        self.averages = max(self.averages, int(headers["idx"]["average"].max()) + 1)
+        self._keep_header(headers, rows, parts)
+        self._write(lines, parts * self.layout.height + rows)
+        if fold and self._folding and self.layout.depth == 1:
+            self._fold(lines, rows)
+        else:
+            self._folding = False
+
+    def _write(self, lines: torch.Tensor, flat: np.ndarray) -> None:
+        before = self.counts.reshape(-1)[flat]
+        np.add.at(self.counts.reshape(-1), flat, 1)
+        source = lines.transpose(0, 1)
+        if not before.any() and self.counts.reshape(-1)[flat].max() == 1:
+            self._flat.index_copy_(1, torch.from_numpy(flat), source)
+        else:
+            self._flat.index_add_(1, torch.from_numpy(flat), source)
+
+    def _keep_header(self, headers: np.ndarray, rows: np.ndarray, parts: np.ndarray) -> None:
+        """Keep the header nearest to the center of k-space: geometry and time stamps of the image come from there."""
+        distance = np.abs(rows - self.layout.height // 2) + self.layout.height * np.abs(parts - self.layout.depth // 2)
+        nearest = int(distance.argmin())
+        if distance[nearest] < self._center_distance:
+            self._center_distance = int(distance[nearest])
+            self.header = headers[nearest].copy()
+
+    def _fold(self, lines: torch.Tensor, rows: np.ndarray) -> None:
+        height = self.layout.height
+        if self._folded is None:
+            self._folded = torch.zeros_like(self.kspace)
+            positions = torch.arange(height, dtype=torch.float64) - height // 2
+            angle = 2 * torch.pi / height * torch.outer(positions, positions).remainder(height)
+            self._phases = torch.polar(torch.full_like(angle, height**-0.5), angle).to(torch.complex64)
+        assert self._phases is not None  # noqa: S101 - made together with the images
+        for line, row in zip(lines, rows, strict=True):
+            self._folded.addcmul_(self._phases[int(row)].view(1, 1, height, 1), line.view(-1, 1, 1, self.layout.width))
+
+    @property
+    def mask(self) -> np.ndarray:
+        """Lines measured, boolean (depth, height)."""
+        return self.counts > 0
+
+    @property
+    def duplicates(self) -> int:
+        """Lines that came more often than there are averages."""
+        return int(np.maximum(self.counts - self.averages, 0).sum())
+
+    def averaged(self) -> torch.Tensor:
+        """Hybrid k-space with repeated lines averaged, complex64 (coil, depth, height, width)."""
+        if self.counts.max(initial=0) <= 1:
+            return self.kspace
+        weights = torch.from_numpy(1.0 / np.maximum(self.counts, 1)).to(torch.float32)
+        return self.kspace * weights[..., None]
+
+    def folded(self) -> torch.Tensor | None:
+        """Coil images (coil, depth, height, width) if every line was transformed on arrival and none was repeated."""
+        if not self._folding or self._folded is None or self.counts.max(initial=0) > 1:
+            return None
+        return self._folded
+
+    def drop_non_finite(self) -> int:
+        """Take out lines that hold NaN or infinity, as if they had not been measured; return how many."""
+        bad = (~torch.isfinite(torch.view_as_real(self._flat)).all(dim=-1).all(dim=-1).all(dim=0)).numpy()
+        bad &= self.counts.reshape(-1) > 0
+        if bad.any():
+            self._flat[:, torch.from_numpy(bad)] = 0
+            self.counts.reshape(-1)[bad] = 0
+            self._folding = False
+        return int(bad.sum())
+
+
+class GatheredFrame:
+    """Readouts of one non-Cartesian frame, kept in the order of arrival.
+
+    samples: complex64 (coil, readout, sample); trajectory: float32 (readout, sample, dimension) as received.
+    """
+
+    def __init__(self, coils: int, readouts: int, samples: int, dimensions: int) -> None:
+        self.samples = torch.zeros(coils, readouts, samples, dtype=torch.complex64)
+        self.trajectory = np.zeros((readouts, samples, dimensions), dtype=np.float32)
+        self.steps = np.zeros(readouts, dtype=np.int64)
+        self.readouts = 0
+        self.received = 0.0
+        self.header: np.ndarray | None = None
+
+    def add(self, samples: torch.Tensor, trajectory: np.ndarray | None, headers: np.ndarray, received: float) -> None:
+        """Append readouts (n, coils, samples); the buffer doubles when the header announced too few."""
+        start, stop = self.readouts, self.readouts + len(headers)
+        while stop > len(self.steps):
+            self.samples = torch.cat((self.samples, torch.zeros_like(self.samples)), dim=1)
+            self.trajectory = np.concatenate((self.trajectory, np.zeros_like(self.trajectory)))
+            self.steps = np.concatenate((self.steps, np.zeros_like(self.steps)))
+        self.samples[:, start:stop] = samples.transpose(0, 1)
+        if trajectory is not None:
+            self.trajectory[start:stop] = trajectory
+        self.steps[start:stop] = headers["idx"]["kspace_encode_step_1"]
+        self.readouts, self.received = stop, received
+        if self.header is None:
+            self.header = headers[0].copy()
+
+    def clear(self) -> None:
+        """Make ready for the next frame."""
+        self.readouts, self.received, self.header = 0, 0.0, None

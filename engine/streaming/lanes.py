@@ -1,0 +1,287 @@
+"""The frames of one encoding space that are being filled, and when each is done."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import msgspec
+import numpy as np
+import torch
+
+from ..config import SystemConfig
+from ..errors import PeerError
+from ..limits import Limits
+from ..messages import EncodingSpace, FrameKey, TriggerReason
+from .frames import CartesianFrame, GatheredFrame
+from .layout import CartesianLayout, frame_key
+from .readout import ReadoutTransform
+from .triggers import TriggerPolicy
+
+__all__ = ["CartesianLane", "ClosedFrame", "GatheringLane", "Run"]
+
+POOL = 4
+"""Finished frames kept for reuse."""
+
+
+class Run(msgspec.Struct, frozen=True, eq=False):
+    """Consecutive readouts of one kind and one frame.
+
+    headers: (n,); samples: complex64 (n, channels, samples); trajectory: float32 (n, samples, dimensions) or None;
+    idle: nothing else waits, so there is time to work ahead.
+    """
+
+    headers: np.ndarray
+    samples: np.ndarray
+    trajectory: np.ndarray | None
+    received: float
+    idle: bool
+
+    def part(self, start: int, stop: int) -> Run:
+        """Readouts start..stop of this run."""
+        trajectory = None if self.trajectory is None else self.trajectory[start:stop]
+        return Run(self.headers[start:stop], self.samples[start:stop], trajectory, self.received, self.idle)
+
+    @property
+    def reverse(self) -> np.ndarray:
+        """Which readouts ran backwards, boolean (n,)."""
+        return (self.headers["flags"] >> np.uint64(21)) & np.uint64(1) != 0
+
+
+class ClosedFrame(msgspec.Struct, frozen=True, eq=False):
+    """A frame that is done, and why."""
+
+    key: FrameKey
+    frame: CartesianFrame | GatheredFrame
+    reason: TriggerReason
+
+
+class CartesianLane:
+    """Frames of a Cartesian encoding space.
+
+    `matrix` mixes coils on arrival (prewhitening), complex64 (coils out, coils in), or None.
+    """
+
+    def __init__(
+        self,
+        config: SystemConfig,
+        limits: Limits,
+        space: EncodingSpace,
+        first: np.ndarray,
+        matrix: torch.Tensor | None = None,
+    ) -> None:
+        self.space = space
+        self.channels = int(first["active_channels"])
+        crop = config.preparation.remove_oversampling
+        self.layout = CartesianLayout.of(space, first, limits, crop=crop)
+        self.coils = self.channels if matrix is None else int(matrix.shape[0])
+        self.transform = ReadoutTransform(self.layout, self.channels, matrix)
+        self.opened: dict[FrameKey, CartesianFrame] = {}
+        self.calibrations: dict[int, tuple[FrameKey, CartesianFrame]] = {}
+        self._announced = self.layout.announced()
+        self._covering = bool(self._announced.any())
+        self._trigger = TriggerPolicy(config.trigger, self.layout.averages)
+        self._refresh = config.coil_maps.refresh == "frame"
+        self._fold = config.preparation.fold_on_arrival
+        self._limits = limits
+        self._last: dict[FrameKey, CartesianFrame] = {}
+        self._pool: list[CartesianFrame] = []
+
+    def imaging(self, run: Run) -> Iterator[ClosedFrame]:
+        """Put the readouts of a run in place; yield the frames that this ends."""
+        self._check(run)
+        key = frame_key(run.headers[0])
+        for start, stop in self._cuts(key, run):
+            part = run.part(start, stop)
+            yield from self._close(self._trigger.changed(key, list(self.opened)), "change")
+            frame = self._frame(key, part)
+            self._fill(frame, part)
+            reason = self._trigger.counted(frame.readouts, covered=self._covered(frame))
+            yield from self._close([key] if reason else [], reason or "flag")
+            yield from self._close(self._trigger.flagged(part.headers[-1], key, list(self.opened)), "flag")
+
+    def calibration(self, run: Run) -> None:
+        """Keep the calibration readouts of a run. The first frame of a slice supplies them, or each one with refresh."""
+        self._check(run)
+        key = frame_key(run.headers[0])
+        owner, frame = self.calibrations.get(key.slice, (None, None))
+        if frame is None:
+            frame = self._new()
+        elif owner != key:
+            if not self._refresh:
+                return
+            frame.clear()
+        self.calibrations[key.slice] = (key, frame)
+        self._fill(frame, run, fold=False)
+
+    def finish(self) -> Iterator[ClosedFrame]:
+        """End every frame that is still open, in the order of their counters."""
+        yield from self._close(sorted(self.opened), "close")
+
+    def release(self, closed: ClosedFrame) -> None:
+        """Take a closed frame back once its image is made. It is kept for late lines, then reused."""
+        if not isinstance(closed.frame, CartesianFrame):  # pragma: no cover - a lane closes only its own frames
+            raise TypeError(type(closed.frame).__name__)
+        self._last[closed.key] = closed.frame
+        while len(self._last) > POOL:
+            oldest = next(iter(self._last))
+            self._recycle(self._last.pop(oldest))
+
+    def _check(self, run: Run) -> None:
+        channels, samples = run.samples.shape[1:]
+        if (channels, samples) != (self.channels, self.layout.samples):
+            raise PeerError(
+                f"acquisition has {channels} channels x {samples} samples, "
+                f"this scan began with {self.channels} x {self.layout.samples}"
+            )
+
+    def _positions(self, headers: np.ndarray) -> np.ndarray:
+        idx = headers["idx"]
+        rows, parts = self.layout.row(idx["kspace_encode_step_1"]), self.layout.partition(idx["kspace_encode_step_2"])
+        inside = (rows >= 0) & (rows < self.layout.height) & (parts >= 0) & (parts < self.layout.depth)
+        flat: np.ndarray = np.where(inside, parts * self.layout.height + rows, -1)
+        return flat
+
+    def _cuts(self, key: FrameKey, run: Run) -> Iterator[tuple[int, int]]:
+        """Split a run where a line comes again: coverage may end the frame in between."""
+        flat = self._positions(run.headers)
+        frame = self.opened.get(key)
+        again = len(np.unique(flat)) < len(flat)
+        again |= frame is not None and bool((frame.counts.reshape(-1)[flat] >= frame.averages).any())
+        count = int(self._trigger.config.acquisitions)
+        if not again and not count:
+            yield 0, len(run.headers)
+            return
+        for index in range(len(run.headers)):
+            yield index, index + 1
+
+    def _frame(self, key: FrameKey, run: Run) -> CartesianFrame:
+        frame = self.opened.get(key)
+        if frame is not None:
+            return frame
+        last = self._last.pop(key, None)
+        if last is not None and self._late(last, run):
+            self.opened[key] = last
+            return last
+        if last is not None:
+            self._recycle(last)
+        self._limits.check("frames_open", len(self.opened) + 1, what="number of frames being filled at once")
+        frame = self._pool.pop() if self._pool else self._new()
+        self.opened[key] = frame
+        return frame
+
+    def _late(self, frame: CartesianFrame, run: Run) -> bool:
+        """Whether readouts for a frame already closed are lines it lacks, not the beginning of the next one."""
+        flat = self._positions(run.headers)
+        flat = flat[flat >= 0]
+        return bool(len(flat)) and not frame.counts.reshape(-1)[flat].any() and not self._covered(frame)
+
+    def _new(self) -> CartesianFrame:
+        frames = len(self.opened) + len(self.calibrations) + len(self._last) + 1
+        size = 8 * self.coils * self.layout.depth * self.layout.height * self.layout.width
+        self._limits.check("session_bytes", 2 * frames * size, what="memory for the frames of this session")
+        return CartesianFrame(self.layout, self.coils)
+
+    def _fill(self, frame: CartesianFrame, run: Run, *, fold: bool = True) -> None:
+        # working ahead pays only line by line: a batch is transformed faster as a whole when the frame closes
+        ahead = fold and self._fold and run.idle and len(run.headers) <= 2
+        for part, lines in self.transform.lines(run.samples, run.reverse):
+            frame.add(lines, run.headers[part], run.received, fold=ahead)
+
+    def _covered(self, frame: CartesianFrame) -> bool:
+        return (
+            self._covering
+            and frame.readouts >= self._announced.sum()
+            and bool((frame.counts[self._announced] >= frame.averages).all())
+        )
+
+    def _close(self, keys: list[FrameKey], reason: TriggerReason) -> Iterator[ClosedFrame]:
+        for key in keys:
+            frame = self.opened.pop(key, None)
+            if frame is not None and frame.header is not None:
+                yield ClosedFrame(key, frame, reason)
+
+    def _recycle(self, frame: CartesianFrame) -> None:
+        if len(self._pool) < POOL:
+            frame.clear()
+            self._pool.append(frame)
+
+
+class GatheringLane:
+    """Frames of a non-Cartesian encoding space: readouts are prewhitened and kept with their trajectory."""
+
+    def __init__(
+        self,
+        config: SystemConfig,
+        limits: Limits,
+        space: EncodingSpace,
+        first: np.ndarray,
+        matrix: torch.Tensor | None = None,
+    ) -> None:
+        self.space = space
+        self.channels, self.samples = int(first["active_channels"]), int(first["number_of_samples"])
+        self.dimensions = int(first["trajectory_dimensions"])
+        self.coils = self.channels if matrix is None else int(matrix.shape[0])
+        self.opened: dict[FrameKey, GatheredFrame] = {}
+        self.announced = self._count("kspace_encode_step_1") * self._count("kspace_encode_step_2")
+        averages = self._count("average")
+        self._readouts = max(1, self.announced) * averages
+        self._matrix = matrix
+        self._trigger = TriggerPolicy(config.trigger, averages)
+        self._limits = limits
+        self._pool: list[GatheredFrame] = []
+
+    def _count(self, counter: str) -> int:
+        limit = self.space.limits.get(counter)
+        return limit.count if limit else 1
+
+    def imaging(self, run: Run) -> Iterator[ClosedFrame]:
+        """Keep the readouts of a run; yield the frames that this ends."""
+        self._check(run)
+        key = frame_key(run.headers[0])
+        for index in range(len(run.headers)):
+            part = run.part(index, index + 1)
+            yield from self._close(self._trigger.changed(key, list(self.opened)), "change")
+            frame = self.opened.get(key) or self._new(key)
+            self._fill(frame, part)
+            covered = self.announced > 1 and frame.readouts >= self._readouts
+            reason = self._trigger.counted(frame.readouts, covered=covered)
+            yield from self._close([key] if reason else [], reason or "flag")
+            yield from self._close(self._trigger.flagged(part.headers[-1], key, list(self.opened)), "flag")
+
+    def finish(self) -> Iterator[ClosedFrame]:
+        """End every frame that is still open, in the order of their counters."""
+        yield from self._close(sorted(self.opened), "close")
+
+    def release(self, closed: ClosedFrame) -> None:
+        """Take a closed frame back once its image is made."""
+        if isinstance(closed.frame, GatheredFrame) and len(self._pool) < POOL:
+            closed.frame.clear()
+            self._pool.append(closed.frame)
+
+    def _check(self, run: Run) -> None:
+        shape = (*run.samples.shape[1:], 0 if run.trajectory is None else run.trajectory.shape[2])
+        expected = (self.channels, self.samples, self.dimensions)
+        if shape != expected:
+            raise PeerError(
+                f"acquisition has channels x samples x trajectory dimensions {shape}, this scan began with {expected}"
+            )
+
+    def _new(self, key: FrameKey) -> GatheredFrame:
+        self._limits.check("frames_open", len(self.opened) + 1, what="number of frames being filled at once")
+        size = self._readouts * self.samples * (8 * self.coils + 4 * self.dimensions)
+        self._limits.check("session_bytes", (len(self.opened) + 1) * size, what="memory for the frames of this session")
+        frame = self._pool.pop() if self._pool else None
+        self.opened[key] = frame or GatheredFrame(self.coils, self._readouts, self.samples, self.dimensions)
+        return self.opened[key]
+
+    def _fill(self, frame: GatheredFrame, run: Run) -> None:
+        samples = torch.from_numpy(np.array(run.samples, dtype=np.complex64, order="C"))
+        if self._matrix is not None:
+            samples = torch.matmul(self._matrix, samples)
+        frame.add(samples, run.trajectory, run.headers, run.received)
+
+    def _close(self, keys: list[FrameKey], reason: TriggerReason) -> Iterator[ClosedFrame]:
+        for key in keys:
+            frame = self.opened.pop(key, None)
+            if frame is not None and frame.readouts:
+                yield ClosedFrame(key, frame, reason)

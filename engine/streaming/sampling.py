@@ -1,0 +1,137 @@
+"""What a mask of measured lines says: fully sampled, a lattice, a calibration block, a part of k-space left out."""
+
+from __future__ import annotations
+
+import msgspec
+import numpy as np
+
+from .layout import CartesianLayout
+
+__all__ = ["Sampling", "central_block", "lattice"]
+
+SMALLEST_BLOCK = 8
+"""Rows around the center from which coil maps can be estimated."""
+PARTIAL = 0.9
+"""A matrix filled to less than this, from one side, is partial Fourier."""
+
+
+class Sampling(msgspec.Struct, frozen=True, kw_only=True):
+    """Sampling of one frame along the encoding directions (partition, row)."""
+
+    mask: np.ndarray
+    """Lines measured, boolean (depth, height)."""
+    extent: tuple[slice, slice]
+    """Smallest box that holds all measured lines."""
+    full: bool
+    """Every line of the box was measured."""
+    lattice: tuple[tuple[int, int], tuple[int, int]] | None
+    """Acceleration and offset per direction, if all lines of a regular lattice within the box were measured."""
+    missing: int
+    """Announced lines that never came."""
+
+    @classmethod
+    def of(cls, mask: np.ndarray, layout: CartesianLayout) -> Sampling:
+        """Analyze a mask of measured lines, boolean (depth, height)."""
+        extent = (_range(mask.any(axis=1)), _range(mask.any(axis=0)))
+        box = mask[extent]
+        announced = layout.announced()
+        full = bool(box.size) and bool(box.all()) and not (announced & ~mask).any()
+        found = None if full else lattice(mask, extent, layout.encoding.acceleration)
+        missing = int((announced & ~mask).sum()) if announced.any() else _lattice_gaps(mask, extent, layout)
+        return cls(mask=mask, extent=extent, full=full, lattice=found, missing=missing)
+
+    @property
+    def acceleration(self) -> float:
+        """Net acceleration: lines of the matrix over lines measured."""
+        return float(self.mask.size / max(1, int(self.mask.sum())))
+
+    @property
+    def partial(self) -> tuple[bool, bool]:
+        """Whether k-space was left out on one side, per direction (partition, row)."""
+        sides = []
+        for part, size in zip(self.extent, self.mask.shape, strict=True):
+            before, after = size // 2 - part.start, part.stop - size // 2
+            sides.append(part.stop - part.start < PARTIAL * size and min(before, after) < 0.8 * max(before, after))
+        return sides[0], sides[1]
+
+
+def _range(present: np.ndarray) -> slice:
+    where = np.flatnonzero(present)
+    return slice(int(where[0]), int(where[-1]) + 1) if len(where) else slice(0, 0)
+
+
+def lattice(
+    mask: np.ndarray, extent: tuple[slice, slice], declared: tuple[int, int]
+) -> tuple[tuple[int, int], tuple[int, int]] | None:
+    """Regular lattice of a mask as ((acceleration, offset) of partitions, (acceleration, offset) of rows), or None.
+
+    `declared` is the undersampling of (rows, partitions) in the header; where it says 1 the spacing is read off the mask.
+    Further lines, such as calibration lines, may be there; lines of the lattice may not be missing.
+    """
+    found = []
+    for axis, part, step in ((1, extent[0], declared[1]), (0, extent[1], declared[0])):
+        present = mask.any(axis=axis)
+        spacing = step if step > 1 else _spacing(np.flatnonzero(present))
+        offset = _offset(present, part, spacing)
+        if offset is None:
+            return None
+        found.append((spacing, offset))
+    (rz, oz), (ry, oy) = found
+    points = mask[extent[0].start + (oz - extent[0].start) % rz : extent[0].stop : rz]
+    points = points[:, extent[1].start + (oy - extent[1].start) % ry : extent[1].stop : ry]
+    return ((rz, oz), (ry, oy)) if points.size and points.all() else None
+
+
+def _spacing(lines: np.ndarray) -> int:
+    """Commonest distance, among those above one if there are any: calibration lines lie closer than the lattice."""
+    steps = np.diff(lines)
+    wide = steps[steps > 1]
+    if not len(wide):
+        return 1
+    values, counts = np.unique(wide, return_counts=True)
+    return int(values[counts.argmax()])
+
+
+def _offset(present: np.ndarray, part: slice, spacing: int) -> int | None:
+    """Residue of the lattice's lines modulo the spacing: the first whose lines within the box are all there."""
+    for offset in range(spacing):
+        first = part.start + (offset - part.start) % spacing
+        if first < part.stop and present[first : part.stop : spacing].all():
+            return offset
+    return None
+
+
+def _lattice_gaps(mask: np.ndarray, extent: tuple[slice, slice], layout: CartesianLayout) -> int:
+    """Lines that a declared undersampling promises and that did not come, with the best-fitting offset."""
+    ry, rz = layout.encoding.acceleration
+    present = mask[extent]
+    gaps = [
+        int((~present[oz::rz, oy::ry]).sum()) for oz in range(rz) for oy in range(ry) if present[oz::rz, oy::ry].size
+    ]
+    return min(gaps, default=0)
+
+
+def central_block(mask: np.ndarray, largest: int) -> tuple[slice, slice] | None:
+    """Largest fully measured box around the center of k-space, at most `largest` per direction; None if below 8 rows.
+
+    mask: boolean (depth, height). Rows grow first, then partitions as long as all these rows are there. With partial Fourier
+    the box lies off the center, which ESPIRiT and GRAPPA do not mind.
+    """
+    depth, height = mask.shape
+    rows = _grow(mask[depth // 2], largest)
+    if rows.stop - rows.start < min(SMALLEST_BLOCK, height):
+        return None
+    parts = _grow(mask[:, rows].all(axis=1), largest)
+    return parts, rows
+
+
+def _grow(present: np.ndarray, largest: int) -> slice:
+    """At most `largest` consecutive True around index n//2, as central as the run they lie in allows."""
+    center = len(present) // 2
+    if not present[center]:
+        return slice(center, center)
+    gaps = np.flatnonzero(~present)
+    start = int(gaps[gaps < center].max(initial=-1)) + 1
+    stop = int(gaps[gaps > center].min(initial=len(present)))
+    first = min(max(start, center - largest // 2), max(start, stop - largest))
+    return slice(first, min(stop, first + largest))
