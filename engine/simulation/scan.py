@@ -77,7 +77,7 @@ def simulate_scan(
     repetitions: int = 1,
     slices: int = 1,
     oversampling: int = 2,
-    noise: float = 0.02,
+    noise: float = 0.005,
     noise_readouts: int = 1,
     partial_fourier: float = 1.0,
     trajectory: SimulatedTrajectory = "cartesian",
