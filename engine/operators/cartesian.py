@@ -1,0 +1,246 @@
+"""Operators of Cartesian imaging: centered Fourier transform, sampling, coil sensitivities, and the three fused.
+
+Images are [..., z, y, x]; coil images and k-space [..., coil, z, y, x]. K-space is centered: frequency 0 lies at index
+N // 2, as does position 0 in the image. Nothing is rolled at run time: with c = N // 2,
+
+    (centered DFT of x)[k] = exp(2 pi i c (k - c) / N) DFT(x[n] exp(2 pi i c n / N))[k],
+
+which for even N is a change of signs and holds for odd N too. The phases are folded into maps and masks.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor
+
+from .linear import Identity, LinearOperator
+
+__all__ = ["CartesianSense", "CoilSensitivity", "Fourier", "Sampling"]
+
+Shape = tuple[int, ...]
+
+
+class Fourier(LinearOperator):
+    """Centered orthonormal discrete Fourier transform along `axes`; unitary.
+
+    shape: of the argument, all axes but batch. axes: counted from the end, such as (-2, -1).
+    dtype, device: of what it is applied to.
+    """
+
+    def __init__(
+        self,
+        shape: Sequence[int],
+        axes: Sequence[int] = (-2, -1),
+        *,
+        dtype: torch.dtype = torch.complex64,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        super().__init__(shape, shape)
+        self._axes = _transformed(self.domain, axes)
+        self._before, self._after = _phases(self.domain, self._axes, dtype, torch.device(device))
+
+    @property
+    def gram(self) -> LinearOperator:
+        """The identity."""
+        return Identity(self.domain)
+
+    def _forward(self, x: Tensor) -> Tensor:
+        return torch.fft.fftn(x * self._before, dim=self._axes, norm="ortho").mul_(self._after)
+
+    def _backward(self, y: Tensor) -> Tensor:
+        return torch.fft.ifftn(y * self._after.conj(), dim=self._axes, norm="ortho").mul_(self._before.conj())
+
+
+class Sampling(LinearOperator):
+    """Multiplication by a mask or by real or complex weights; what is not sampled becomes 0.
+
+    mask: broadcasts against `shape`, boolean, real or complex.
+    """
+
+    def __init__(self, mask: Tensor, shape: Sequence[int]) -> None:
+        super().__init__(shape, shape)
+        _broadcasts(mask, self.domain, "mask")
+        self._mask = mask
+
+    @property
+    def gram(self) -> LinearOperator:
+        """Sampling by |mask|^2."""
+        return self if self._mask.dtype == torch.bool else Sampling(_power(self._mask), self.domain)
+
+    def _forward(self, x: Tensor) -> Tensor:
+        return x * self._mask
+
+    def _backward(self, y: Tensor) -> Tensor:
+        return y * self._mask.conj()
+
+
+class CoilSensitivity(LinearOperator):
+    """An image to the images that the coils see: maps * x, from [z, y, x] to [coil, z, y, x].
+
+    maps: complex, shape (coil, z, y, x).
+    """
+
+    def __init__(self, maps: Tensor) -> None:
+        super().__init__(maps.shape[1:], maps.shape)
+        self._maps, self._conjugate = maps, maps.conj().resolve_conj()
+
+    @property
+    def gram(self) -> LinearOperator:
+        """Multiplication by sum |maps|^2 over the coils."""
+        return Sampling(_power(self._maps).sum(0), self.domain)
+
+    def _forward(self, x: Tensor) -> Tensor:
+        return self._maps * x.unsqueeze(-len(self.range))
+
+    def _backward(self, y: Tensor) -> Tensor:
+        return _combined(self._conjugate, y.unbind(-4))
+
+
+class CartesianSense(LinearOperator):
+    """Sampling @ Fourier @ CoilSensitivity in one: an image [z, y, x] to centered k-space [coil, z, y, x].
+
+    maps: complex, shape (coil, z, y, x). mask: boolean or weights, broadcasts against (z, y, x); 0 is not sampled.
+    axes: those that are k-space in the data, such as (-2,) where the readout has been transformed on arrival.
+    Adjoint and gram leave out what was not sampled, whatever the data hold there. Results may be laid out in memory with
+    the transformed axes innermost; call `contiguous` on what leaves torch as bytes.
+    """
+
+    def __init__(self, maps: Tensor, mask: Tensor, axes: Sequence[int] = (-2, -1)) -> None:
+        if maps.ndim != 4 or not maps.is_complex():
+            raise ValueError(f"maps is {maps.dtype} of shape {tuple(maps.shape)}, needed: complex, (coil, z, y, x)")
+        super().__init__(maps.shape[1:], maps.shape)
+        _broadcasts(mask, self.domain, "mask")
+        mask = mask.to(maps.device)
+        self._axes = _transformed(self.domain, axes)
+        before, after = _phases(self.domain, self._axes, maps.dtype, maps.device)
+        # The scale of the orthonormal transform goes into the maps as well: its own pass is saved.
+        self._maps = _innermost(maps * (before / math.sqrt(_points(self.domain, self._axes))), self._axes)
+        self._conjugate = self._maps.conj().resolve_conj()
+        self._weights = after * mask
+        self._gram = _SenseGram(maps, mask, self._axes)
+
+    @property
+    def gram(self) -> LinearOperator:
+        """maps^H F^H |mask|^2 F maps, with transforms only along the axes that the mask varies on."""
+        return self._gram
+
+    def _forward(self, x: Tensor) -> Tensor:
+        return torch.stack([_fft(sees * x, self._axes).mul_(self._weights) for sees in self._maps], dim=-4)
+
+    def _backward(self, y: Tensor) -> Tensor:
+        weights = self._weights.conj().resolve_conj()
+        coils = (_ifft(weights * kspace, self._axes) for kspace in y.unbind(-4))
+        return _combined(self._conjugate, coils)
+
+
+class _SenseGram(LinearOperator):
+    """maps^H F^H |mask|^2 F maps: the phases of the k-space side cancel, and so does F along axes of a constant mask."""
+
+    def __init__(self, maps: Tensor, mask: Tensor, axes: tuple[int, ...]) -> None:
+        super().__init__(maps.shape[1:], maps.shape[1:])
+        weights = _power(mask.to(torch.promote_types(mask.dtype, maps.real.dtype)))
+        self._axes = tuple(axis for axis in axes if _varies(weights, axis))
+        for axis in set(axes) - set(self._axes):
+            weights = weights.narrow(axis, 0, 1) if -axis <= weights.ndim else weights
+        before, _ = _phases(self.domain, self._axes, maps.dtype, maps.device)
+        self._maps = _innermost(maps * before, self._axes)
+        self._conjugate = self._maps.conj().resolve_conj()
+        self._weights = (weights / _points(self.domain, self._axes)).to(maps.real.dtype)
+
+    @property
+    def H(self) -> LinearOperator:  # noqa: N802
+        """Itself."""
+        return self
+
+    def _forward(self, x: Tensor) -> Tensor:
+        if self._maps.device.type == "cpu":
+            # One coil at a time stays in the cache: half the time of all at once.
+            coils = (_ifft(_fft(sees * x, self._axes).mul_(self._weights), self._axes) for sees in self._maps)
+            return _combined(self._conjugate, coils)
+        kspace = _fft(self._maps * x.unsqueeze(-4), self._axes).mul_(self._weights)
+        return (self._conjugate * _ifft(kspace, self._axes)).sum(-4)
+
+    def _backward(self, y: Tensor) -> Tensor:
+        return self._forward(y)
+
+
+def _combined(conjugate: Tensor, images: Iterable[Tensor]) -> Tensor:
+    """Sum over coils of conjugate * images, one coil after the other."""
+    total: Tensor | None = None
+    for sees, image in zip(conjugate, images, strict=True):
+        total = sees * image if total is None else total.addcmul_(sees, image)
+    if total is None:
+        raise ValueError("maps hold no coil")
+    return total
+
+
+def _fft(x: Tensor, axes: tuple[int, ...]) -> Tensor:
+    return torch.fft.fftn(x, dim=axes) if axes else x
+
+
+def _ifft(x: Tensor, axes: tuple[int, ...]) -> Tensor:
+    """The adjoint of `_fft`, without the 1/N of the inverse."""
+    return torch.fft.ifftn(x, dim=axes, norm="forward") if axes else x
+
+
+def _innermost(x: Tensor, axes: tuple[int, ...]) -> Tensor:
+    """The same tensor with the transformed axes innermost in memory, where transforms run fastest."""
+    order = [axis for axis in range(-x.ndim, 0) if axis not in axes] + list(axes)
+    back = sorted(range(x.ndim), key=lambda place: order[place])
+    return x.permute(order).contiguous().permute(back)
+
+
+def _power(x: Tensor) -> Tensor:
+    """|x|^2 without the square root that abs() takes."""
+    return x.real.square() + x.imag.square() if x.is_complex() else x * x
+
+
+def _transformed(shape: Shape, axes: Sequence[int]) -> tuple[int, ...]:
+    """The axes worth a transform: sorted, those of length 1 left out. Raises ValueError for one that is not there."""
+    for axis in axes:
+        if not -len(shape) <= axis < 0:
+            raise ValueError(f"axes is {tuple(axes)}, each must lie from {-len(shape)} to -1 for shape {shape}")
+    if len(set(axes)) != len(axes):
+        raise ValueError(f"axes is {tuple(axes)}, each may stand once")
+    return tuple(axis for axis in sorted(axes) if shape[axis] > 1)
+
+
+def _phases(shape: Shape, axes: Sequence[int], dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Factors before and after the plain transform that make it centered; each broadcasts against `shape`."""
+    before = torch.ones((1,) * len(shape), dtype=torch.complex128)
+    after = before.clone()
+    for axis in axes:
+        size = shape[axis]
+        column = (size,) + (1,) * (-axis - 1)
+        index, center = torch.arange(size), size // 2
+        before = before * _turn(center * index, size).reshape(column)
+        after = after * _turn(center * (index - center), size).reshape(column)
+    return before.to(device, dtype), after.to(device, dtype)
+
+
+def _turn(numerator: Tensor, size: int) -> Tensor:
+    """exp(2 pi i numerator / size) of integers, reduced first so that large products lose no digits."""
+    angle = (numerator % size).double() * (2 * math.pi / size)
+    return torch.polar(torch.ones_like(angle), angle)
+
+
+def _points(shape: Shape, axes: Sequence[int]) -> int:
+    return math.prod(shape[axis] for axis in axes)
+
+
+def _varies(weights: Tensor, axis: int) -> bool:
+    if -axis > weights.ndim or weights.shape[axis] == 1:
+        return False
+    return not bool((weights == weights.narrow(axis, 0, 1)).all())
+
+
+def _broadcasts(mask: Tensor, shape: Shape, name: str) -> None:
+    try:
+        fits = torch.broadcast_shapes(mask.shape, shape) == torch.Size(shape)
+    except RuntimeError:
+        fits = False
+    if not fits:
+        raise ValueError(f"{name} has shape {tuple(mask.shape)}, it must broadcast against {shape}")
