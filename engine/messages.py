@@ -135,7 +135,7 @@ class Image(msgspec.Struct, frozen=True, kw_only=True, eq=False):
         return ImageType(int(self.header["image_type"]) or ImageType.MAGNITUDE)
 
 
-class FrameKey(msgspec.Struct, frozen=True, order=True):
+class FrameKey(msgspec.Struct, frozen=True, order=True, forbid_unknown_fields=True):
     """Which frame a readout belongs to. Averages are combined, segments belong together."""
 
     encoding: int = 0
@@ -150,7 +150,7 @@ Outcome = Literal["complete", "incomplete", "degraded", "failed"]
 TriggerReason = Literal["flag", "coverage", "change", "count", "close"]
 
 
-class FrameStats(msgspec.Struct, frozen=True, kw_only=True):
+class FrameStats(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What one frame cost and how it ended; the only thing that metrics and logs see of a frame.
 
     Times are in s of the monotonic clock. No patient, scan or file name ever stands here.
