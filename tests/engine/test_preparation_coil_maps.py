@@ -126,7 +126,7 @@ def test_walsh_follows_the_profiles(case):
     maps = walsh(torch.from_numpy(profiles * image), block=2).numpy()
     correlation = np.abs((maps.conj() * profiles).sum(0))[image > 0]
     assert np.quantile(correlation, 0.01) > 0.98
-    assert np.median(correlation) > 0.998
+    assert np.median(correlation) > 0.995
     np.testing.assert_allclose(np.linalg.norm(maps, axis=0)[image > 0], 1, rtol=1e-9)
 
 
@@ -136,7 +136,7 @@ def test_walsh_maps_of_low_resolution_images_fill_a_larger_grid():
     low = np.fft.fftshift(np.fft.ifft2(np.fft.ifftshift(kspace, (-2, -1)), norm="ortho"), (-2, -1))
     maps = walsh(torch.from_numpy(low), (1, 128, 128), block=1).numpy()
     correlation = np.abs((maps.conj() * profiles).sum(0))[image > 0]
-    assert np.median(correlation) > 0.998
+    assert np.median(correlation) > 0.995
 
 
 def write_cfl(path: Path, array: np.ndarray) -> None:
