@@ -18,7 +18,14 @@ from scanside.engine.headers import ACQUISITION_HEADER, IMAGE_HEADER, WAVEFORM_H
 from scanside.engine.limits import Limits
 from scanside.engine.messages import AcquisitionBatch, Image, WaveformRecord
 
-SMALL = Limits(message_bytes=1 << 16, acquisition_bytes=1 << 16, text_bytes=1 << 12, header_bytes=1 << 12)
+SMALL = Limits(
+    message_bytes=1 << 16,
+    acquisition_bytes=1 << 16,
+    config_bytes=1 << 12,
+    header_bytes=1 << 12,
+    text_bytes=1 << 12,
+    attribute_bytes=1 << 12,
+)
 
 
 def acquisition(samples: int = 3, channels: int = 1, dimensions: int = 0, line: int = 0, bits: int = 0) -> bytes:
@@ -369,7 +376,7 @@ def survive(data: bytes, pieces: int) -> None:
     finally:
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
-    assert peak < 1 << 21
+    assert peak < 1 << 19
 
 
 @given(
