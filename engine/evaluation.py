@@ -58,7 +58,7 @@ def psnr(reference: np.ndarray, image: np.ndarray, data_range: float = 1.0) -> f
     _check_range(data_range)
     if np.array_equal(reference, image):
         return math.inf
-    return float(peak_signal_noise_ratio(reference, image, data_range=data_range))
+    return float(peak_signal_noise_ratio(reference, image, data_range=data_range))  # type: ignore[no-untyped-call]
 
 
 def ssim(reference: np.ndarray, image: np.ndarray, data_range: float = 1.0) -> float:
@@ -70,7 +70,8 @@ def ssim(reference: np.ndarray, image: np.ndarray, data_range: float = 1.0) -> f
     _check_range(data_range)
     if reference.ndim != 2 or min(reference.shape) < _SSIM_WINDOW:
         raise ValueError(f"images have shape {reference.shape}, SSIM needs two axes of at least {_SSIM_WINDOW} pixels")
-    return float(structural_similarity(reference, image, data_range=data_range, win_size=_SSIM_WINDOW))
+    score = structural_similarity(reference, image, data_range=data_range, win_size=_SSIM_WINDOW)  # type: ignore[no-untyped-call]
+    return float(score)
 
 
 def hfen(reference: np.ndarray, image: np.ndarray) -> float:
@@ -111,7 +112,7 @@ def _pair(reference: np.ndarray, image: np.ndarray) -> tuple[np.ndarray, np.ndar
 
 
 def _magnitude(image: np.ndarray, name: str) -> np.ndarray:
-    magnitude = np.abs(np.asarray(image)).astype(np.float64)
+    magnitude: np.ndarray = np.abs(np.asarray(image)).astype(np.float64)
     if magnitude.size == 0:
         raise ValueError(f"{name} is empty")
     bad = int(np.count_nonzero(~np.isfinite(magnitude)))
@@ -130,5 +131,5 @@ def _laplacian_of_gaussian() -> np.ndarray:
     axis = np.arange(_LOG_SIZE) - _LOG_SIZE // 2
     square = np.add.outer(axis**2, axis**2)
     gauss = np.exp(-square / (2 * _LOG_SIGMA**2))
-    kernel = gauss / gauss.sum() * (square - 2 * _LOG_SIGMA**2) / _LOG_SIGMA**4
+    kernel: np.ndarray = gauss / gauss.sum() * (square - 2 * _LOG_SIGMA**2) / _LOG_SIGMA**4
     return np.asarray(kernel - kernel.mean())
