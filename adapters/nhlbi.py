@@ -41,7 +41,8 @@ def decode(block: bytes | memoryview, floats: int, *, offset: int | None = None)
         if integers.any():
             raise PeerError(f"compressed block has scale {scale}; it must be finite and above 0", offset=offset)
         return np.zeros(floats, np.float32)  # what a division by the maximum of an all-zero readout leaves
-    return (integers / np.float64(scale)).astype(np.float32)
+    with np.errstate(over="ignore"):  # infinity, as in uncompressed data: whoever reads the samples masks it
+        return (integers / np.float64(scale)).astype(np.float32)
 
 
 def encode(values: np.ndarray, bits: int) -> bytes:

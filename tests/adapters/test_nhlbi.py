@@ -85,6 +85,11 @@ def test_scale_of_an_empty_readout(scale: float) -> None:
         nhlbi.decode(struct.pack("<QfB", 4, scale, 8) + b"\0\1\0\0", 4)
 
 
+def test_values_beyond_float32_become_infinite() -> None:
+    block = struct.pack("<QfB", 2, 1e-40, 8) + b"\x7f\x81"
+    assert nhlbi.decode(block, 2).tolist() == [np.inf, -np.inf]
+
+
 @pytest.mark.parametrize(
     ("block", "words"),
     [
