@@ -281,7 +281,7 @@ def _target(path: Path, name: str, xml: bytes) -> Iterator[h5py.Group]:
                 raise ConfigError(f"{path} already has a group {name!r}; choose another group or remove the file")
             group = file.create_group(name)
             if xml:
-                group.create_dataset("xml", (1,), h5py.string_dtype("ascii"))[0] = xml
+                group.create_dataset("xml", (1,), h5py.string_dtype("ascii"))[0] = _bytes(xml)
             yield group
     except OSError as error:
         raise DeliveryError(

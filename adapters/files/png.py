@@ -130,7 +130,8 @@ class _Page:
         for share, align in ((0.0, "bottom"), (0.5, "center"), (1.0, "top")):
             y = top + (1 - share) * self.height_of_panel
             self._write(left - 0.08, y, f"{100 * share / gain:.3g} %", size=8.5, color=_FAINT, ha="right", va=align)
-        self._write(left - 0.75, top + self.height_of_panel / 2, f"|error|\n\N{MULTIPLICATION SIGN} {gain:g}", size=11, color=_TEXT)
+        words = f"|error|\n\N{MULTIPLICATION SIGN} {gain:g}"
+        self._write(left - 0.75, top + self.height_of_panel / 2, words, size=11, color=_TEXT)
 
     def save(self, path: str | Path) -> None:
         """Draw the page and write it as PNG."""
