@@ -6,6 +6,7 @@ form that gives the estimate after every iteration, for whoever must stop by the
 
 from __future__ import annotations
 
+import collections
 from collections.abc import Callable, Iterator
 
 import torch
@@ -31,12 +32,10 @@ def conjugate_gradients(
     gram: Hermitian and not negative. right_side: shape (*batch, *gram.domain); each member of the batch has step sizes of
     its own. initial: the start, same shape; 0 if left out. A residual of 0 stays 0. Returns x.
     """
-    estimate = torch.zeros_like(right_side) if initial is None else initial
-    for estimate in conjugate_gradient_steps(
+    steps = conjugate_gradient_steps(
         gram, right_side, iterations=iterations, regularization=regularization, initial=initial
-    ):
-        pass
-    return estimate
+    )
+    return _last(steps)
 
 
 def conjugate_gradient_steps(
@@ -79,7 +78,7 @@ def largest_eigenvalue(gram: LinearOperator, like: Tensor, *, iterations: int = 
     _check_iterations(iterations)
     generator = torch.Generator(like.device).manual_seed(seed)
     x = torch.randn(gram.domain, dtype=like.dtype, device=like.device, generator=generator)
-    norm = torch.linalg.vector_norm(x)
+    norm: Tensor = torch.linalg.vector_norm(x)
     for _ in range(iterations):
         x = gram(x / norm.clamp_min(torch.finfo(norm.dtype).tiny))
         norm = torch.linalg.vector_norm(x)
@@ -100,10 +99,7 @@ def fista(
     gram: A^H A. right_side: A^H y, shape (*batch, *gram.domain). proximal(v, t): argmin over x of |x - v|^2 / 2 + t g(x).
     step: at most 1 / (largest eigenvalue of gram); from a power iteration if left out. initial: the start. Returns x.
     """
-    estimate = torch.zeros_like(right_side) if initial is None else initial
-    for estimate in fista_steps(gram, right_side, proximal, iterations=iterations, step=step, initial=initial):
-        pass
-    return estimate
+    return _last(fista_steps(gram, right_side, proximal, iterations=iterations, step=step, initial=initial))
 
 
 def fista_steps(
@@ -128,6 +124,10 @@ def fista_steps(
         ahead = torch.lerp(before, x, 1 + (momentum - 1) / following)
         momentum = following
         yield x
+
+
+def _last(steps: Iterator[Tensor]) -> Tensor:
+    return collections.deque(steps, maxlen=1)[0]
 
 
 def _inner(x: Tensor, y: Tensor, axes: int) -> Tensor:

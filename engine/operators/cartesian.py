@@ -48,10 +48,10 @@ class Fourier(LinearOperator):
         return Identity(self.domain)
 
     def _forward(self, x: Tensor) -> Tensor:
-        return torch.fft.fftn(x * self._before, dim=self._axes, norm="ortho").mul_(self._after)
+        return _orthonormal(x * self._before, self._axes).mul_(self._after)
 
     def _backward(self, y: Tensor) -> Tensor:
-        return torch.fft.ifftn(y * self._after.conj(), dim=self._axes, norm="ortho").mul_(self._before.conj())
+        return _orthonormal(y * self._after.conj(), self._axes, inverse=True).mul_(self._before.conj())
 
 
 class Sampling(LinearOperator):
@@ -114,13 +114,29 @@ class CartesianSense(LinearOperator):
         super().__init__(maps.shape[1:], maps.shape)
         _broadcasts(mask, self.domain, "mask")
         mask = mask.to(maps.device)
-        self._axes = _transformed(self.domain, axes)
+        self._mask, self._axes = mask, _transformed(self.domain, axes)
         before, after = _phases(self.domain, self._axes, maps.dtype, maps.device)
         # The scale of the orthonormal transform goes into the maps as well: its own pass is saved.
         self._maps = _innermost(maps * (before / math.sqrt(_points(self.domain, self._axes))), self._axes)
         self._conjugate = self._maps.conj().resolve_conj()
         self._weights = after * mask
         self._gram = _SenseGram(maps, mask, self._axes)
+
+    @property
+    def mask(self) -> Tensor:
+        """What is sampled; broadcasts against `domain`."""
+        return self._mask
+
+    @property
+    def axes(self) -> tuple[int, ...]:
+        """The axes that are k-space; those of length 1 are left out."""
+        return self._axes
+
+    @property
+    def gram_bound(self) -> Tensor:
+        """At least the largest eigenvalue of the gram: max |mask|^2 times max of sum |maps|^2; a real tensor, no axes."""
+        scale = _points(self.domain, self._axes)
+        return _power(self._maps).sum(0).amax() * scale * _power(self._weights).amax()
 
     @property
     def gram(self) -> LinearOperator:
@@ -148,7 +164,8 @@ class _SenseGram(LinearOperator):
         before, _ = _phases(self.domain, self._axes, maps.dtype, maps.device)
         self._maps = _innermost(maps * before, self._axes)
         self._conjugate = self._maps.conj().resolve_conj()
-        self._weights = (weights / _points(self.domain, self._axes)).to(maps.real.dtype)
+        # Complex, for a real factor would be converted anew for every coil.
+        self._weights = (weights / _points(self.domain, self._axes)).to(maps.dtype)
 
     @property
     def H(self) -> LinearOperator:  # noqa: N802
@@ -175,6 +192,12 @@ def _combined(conjugate: Tensor, images: Iterable[Tensor]) -> Tensor:
     if total is None:
         raise ValueError("maps hold no coil")
     return total
+
+
+def _orthonormal(x: Tensor, axes: tuple[int, ...], *, inverse: bool = False) -> Tensor:
+    transform = torch.fft.ifftn if inverse else torch.fft.fftn
+    result: Tensor = transform(x, dim=axes, norm="ortho") if axes else x
+    return result
 
 
 def _fft(x: Tensor, axes: tuple[int, ...]) -> Tensor:
@@ -239,7 +262,7 @@ def _varies(weights: Tensor, axis: int) -> bool:
 
 def _broadcasts(mask: Tensor, shape: Shape, name: str) -> None:
     try:
-        fits = torch.broadcast_shapes(mask.shape, shape) == torch.Size(shape)
+        fits = mask.expand(shape).shape == shape
     except RuntimeError:
         fits = False
     if not fits:

@@ -1,0 +1,129 @@
+"""L1-ESPIRiT: SENSE whose image is sparse in wavelets."""
+
+from __future__ import annotations
+
+import collections
+import math
+import random
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from ..operators.cartesian import CartesianSense, Fourier
+from ..operators.linear import LinearOperator
+from ..operators.wavelet import Wavelet
+from .combine import root_sum_of_squares
+from .solvers import fista_steps
+
+__all__ = ["intensity_scale", "l1_espirit", "l1_espirit_steps", "soft_threshold"]
+
+CALIBRATION = 32
+"""Points per axis of the k-space center that the scale is estimated from, at most."""
+
+
+def l1_espirit(
+    operator: LinearOperator,
+    data: Tensor,
+    *,
+    weight: float = 0.005,
+    iterations: int = 60,
+    wavelet: Wavelet | None = None,
+    scale: float | Tensor | None = None,
+    step: float | Tensor | None = None,
+    seed: int = 0,
+) -> Tensor:
+    """Minimize 1/2 |A x - data/s|^2 + weight |W x|_1 by FISTA; the image is s x. (Uecker et al., MRM 71, 2014.)
+
+    operator: A, such as `CartesianSense` with ESPIRiT maps. data: shape (*batch, *operator.range).
+    weight: the threshold for an image whose bright parts are about 1, as in `bart pics -S -R W:3:0:weight`.
+    wavelet: W, by default db4 along y and x, and z in 3-D; BART's is `Wavelet(shape, wavelet="db2")`. Real and imaginary
+    part share one threshold, on their magnitude. The image is turned by new random shifts, from `seed`, at each iteration.
+    scale: s, by default `intensity_scale(operator, data)`, as in BART. step: of the gradient, by default 0.95 over a bound
+    of the largest eigenvalue of A^H A. Returns the image, shape (*batch, *operator.domain), contiguous.
+    """
+    steps = l1_espirit_steps(
+        operator, data, weight=weight, iterations=iterations, wavelet=wavelet, scale=scale, step=step, seed=seed
+    )
+    return collections.deque(steps, maxlen=1)[0].contiguous()
+
+
+def l1_espirit_steps(
+    operator: LinearOperator,
+    data: Tensor,
+    *,
+    weight: float = 0.005,
+    iterations: int = 60,
+    wavelet: Wavelet | None = None,
+    scale: float | Tensor | None = None,
+    step: float | Tensor | None = None,
+    seed: int = 0,
+) -> Iterator[Tensor]:
+    """Yield the image after each iteration of `l1_espirit`."""
+    scale = intensity_scale(operator, data) if scale is None else scale
+    transform = _default_wavelet(operator) if wavelet is None else wavelet
+    shifts = random.Random(seed)  # noqa: S311 nothing secret
+
+    def proximal(x: Tensor, length: float | Tensor) -> Tensor:
+        turned = transform.shifted([shifts.randrange(transform.period) for _ in transform.axes])
+        return turned.H(soft_threshold(turned(x), weight * length))
+
+    if step is None and isinstance(operator, CartesianSense):
+        step = 0.95 / operator.gram_bound
+    for x in fista_steps(operator.gram, operator.H(data) / scale, proximal, iterations=iterations, step=step):
+        yield x * scale
+
+
+def soft_threshold(x: Tensor, threshold: float | Tensor) -> Tensor:
+    """Shrink each magnitude by `threshold`, to 0 at least; real or complex, any shape."""
+    size = torch.linalg.vector_norm(torch.view_as_real(x), dim=-1) if x.is_complex() else x.abs()
+    factor = 1 - threshold / size.clamp_min(torch.finfo(size.dtype).tiny)
+    return x * factor.clamp_min_(0)
+
+
+def intensity_scale(operator: LinearOperator, data: Tensor) -> Tensor:
+    """How bright the bright parts of the image are: a real tensor without axes, in units of the image. BART's estimate.
+
+    The largest magnitude of a low-resolution image, or the 90th percentile where the largest stands out no further above it
+    than twice its height above the median. For a `CartesianSense` the image is the root of the sum of squares of the fully
+    sampled k-space center, at most 32 points wide; for any other operator A^H data. 1 where all data are 0.
+    """
+    image = _low_resolution(operator, data) if isinstance(operator, CartesianSense) else operator.H(data).abs()
+    levels = image.flatten().sort().values
+    median, high, top = levels[len(levels) // 2], levels[int(len(levels) * 0.9)], levels[-1]
+    scale = torch.where(top - high < 2 * (high - median), high, top)
+    return torch.where(scale > 0, scale, torch.ones_like(scale))
+
+
+def _low_resolution(operator: CartesianSense, data: Tensor) -> Tensor:
+    shape = operator.range
+    rest = tuple(axis for axis in (-3, -2, -1) if axis not in operator.axes and shape[axis] > 1)
+    kspace = Fourier(shape, rest, dtype=data.dtype, device=data.device)(data) if rest else data
+    box = _sampled_center(operator.mask.expand(operator.domain) != 0)
+    center = kspace[..., box[0], box[1], box[2]]
+    transform = Fourier(center.shape[-4:], (-3, -2, -1), dtype=data.dtype, device=data.device)
+    # Both transforms being orthonormal, fewer points make the small image brighter.
+    fewer = math.sqrt(center.numel() / kspace.numel())
+    return root_sum_of_squares(transform.H(center)) * fewer
+
+
+def _sampled_center(mask: Tensor) -> tuple[slice, slice, slice]:
+    """The largest fully sampled box round the center of a (z, y, x) mask, grown along all axes in turn."""
+    mask, sizes, grows = mask.cpu(), [1, 1, 1], True
+    while grows:
+        grows = False
+        for axis in range(3):
+            larger = [size + (place == axis) for place, size in enumerate(sizes)]
+            if larger[axis] <= min(mask.shape[axis], CALIBRATION) and bool(mask[_box(mask, larger)].all()):
+                sizes, grows = larger, True
+    return _box(mask, sizes)
+
+
+def _box(mask: Tensor, sizes: list[int]) -> tuple[slice, slice, slice]:
+    starts = [whole // 2 - size // 2 for whole, size in zip(mask.shape, sizes, strict=True)]
+    z, y, x = (slice(start, start + size) for start, size in zip(starts, sizes, strict=True))
+    return z, y, x
+
+
+def _default_wavelet(operator: LinearOperator) -> Wavelet:
+    return Wavelet(operator.domain, (-3, -2, -1) if operator.domain[-3] > CALIBRATION else (-2, -1))
