@@ -38,6 +38,8 @@ _COMPLEX = {
     np.dtype("<c16"): np.dtype([("real", "<f8"), ("imag", "<f8")]),
 }
 """How the format stores complex pixels."""
+_STRING = h5py.string_dtype("ascii")
+"""Text is UTF-8 nevertheless; the C library of ISMRMRD cannot read strings that are declared so."""
 _IMAGE_PARTS = frozenset({"header", "data"})
 
 
@@ -281,7 +283,7 @@ def _target(path: Path, name: str, xml: bytes) -> Iterator[h5py.Group]:
                 raise ConfigError(f"{path} already has a group {name!r}; choose another group or remove the file")
             group = file.create_group(name)
             if xml:
-                group.create_dataset("xml", (1,), h5py.string_dtype("ascii"))[0] = _bytes(xml)
+                group.create_dataset("xml", (1,), _STRING)[0] = _bytes(xml)
             yield group
     except OSError as error:
         raise DeliveryError(
@@ -312,7 +314,7 @@ def _series(target: h5py.Group, image: Image) -> h5py.Group:
         name = f"{base}_{number}"
     series = target.create_group(name)
     series.create_dataset("header", (0,), IMAGE_HEADER, maxshape=(None,), chunks=(16,))
-    series.create_dataset("attributes", (0,), h5py.string_dtype(), maxshape=(None,), chunks=(16,))
+    series.create_dataset("attributes", (0,), _STRING, maxshape=(None,), chunks=(16,))
     series.create_dataset(
         "data", (0, *stored.shape), stored.dtype, maxshape=(None, *stored.shape), chunks=(1, *stored.shape)
     )

@@ -191,6 +191,14 @@ def test_images_of_every_type(tmp_path, rng, kind):
     assert attributes["ImageComments"] == meta["ImageComments"][0]
 
 
+def test_text_is_declared_as_the_c_library_reads_it(tmp_path, rng):
+    write_images(tmp_path / "images.h5", [image(rng, 5, meta={"a": ["ü"]})], xml=b"<ismrmrdHeader/>")
+    with h5py.File(tmp_path / "images.h5") as file:
+        for name in ("xml", "image_0/attributes"):
+            kind = h5py.check_string_dtype(file["dataset"][name].dtype)
+            assert (kind.encoding, kind.length) == ("ascii", None)
+
+
 def test_images_that_differ_in_size_are_kept(tmp_path, rng):
     shapes = [(1, 1, 4, 4), (1, 1, 6, 6), (1, 1, 4, 4)]
     images = [image(rng, 5, shape, series=2) for shape in shapes] + [image(rng, 1, (1, 1, 4, 4), series=2)]
