@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal, NoReturn, TypeVar
+from typing import Annotated, Any, Final, Literal, NoReturn, TypeVar
 
 import msgpack
 import msgspec
@@ -27,13 +27,13 @@ __all__ = [
     "Adapter",
     "Credit",
     "Data",
+    "Direction",
     "End",
     "Envelope",
     "Failed",
     "Hello",
     "Level",
     "Note",
-    "Numbering",
     "Open",
     "Opened",
     "Ping",
@@ -51,7 +51,7 @@ __all__ = [
     "shorten",
 ]
 
-VERSION = 1
+VERSION: Final = 1
 """Schema version of the envelope; another one is refused."""
 LINK = "0" * 32
 """Session id of messages about the connection itself: hello, ping, pong, and `failed` for what belongs to no session."""
@@ -237,7 +237,7 @@ def numbered(envelope: EnvelopeT, seq: int) -> EnvelopeT:
 
 def encode(envelope: Envelope) -> bytes:
     """The msgpack map of an envelope, `kind` first, then the fields in the order of the struct."""
-    packed: bytes = msgpack.packb(msgspec.to_builtins(envelope))
+    packed: bytes = msgpack.packb(msgspec.to_builtins(envelope))  # type: ignore[no-untyped-call]
     return packed
 
 
@@ -245,12 +245,12 @@ def _no_extension(code: int, data: bytes) -> NoReturn:
     raise ValueError(f"extension type {code} ({len(data)} bytes) is not allowed")
 
 
-def _unpack(data: bytes, limits: Limits) -> dict[str, Any]:
+def _unpack(data: bytes | memoryview, limits: Limits) -> dict[str, Any]:
     size = len(data)
     if size > limits.envelope_bytes:
         raise PeerError(f"envelope of {size} bytes, the limit is {limits.envelope_bytes} (limits.envelope_bytes)")
     try:
-        fields = msgpack.unpackb(
+        fields = msgpack.unpackb(  # type: ignore[attr-defined, no-untyped-call]
             data,
             raw=False,
             strict_map_key=True,
@@ -270,7 +270,7 @@ def _unpack(data: bytes, limits: Limits) -> dict[str, Any]:
     return fields
 
 
-def decode(data: bytes, limits: Limits = DEFAULT_LIMITS) -> Envelope:
+def decode(data: bytes | memoryview, limits: Limits = DEFAULT_LIMITS) -> Envelope:
     """Parse and check an envelope. Raises `PeerError` for everything that docs/wire.md does not allow."""
     fields = _unpack(data, limits)
     version, name = fields.get("v"), fields.get("kind")
@@ -308,28 +308,28 @@ def check_payload(envelope: Envelope, sizes: Sequence[int], limits: Limits = DEF
         raise PeerError(f"{type(envelope).__name__.lower()} announces {declared} payload bytes, {total} arrived")
 
 
-class Numbering:
-    """Checks that the messages of each session arrive once, in order."""
+class Direction:
+    """One direction of one session: counts its messages and holds them to their order."""
+
+    __slots__ = ("count", "ended")
 
     def __init__(self) -> None:
-        self._next: dict[str, int] = {}
+        self.count = 0
+        self.ended = False
 
     def check(self, envelope: Envelope) -> None:
-        """Raise `PeerError` for a gap or a repetition. Messages of the link itself only count up and are not checked."""
-        if envelope.session == LINK:
-            return
-        expected = self._next.get(envelope.session, 0)
-        if envelope.seq != expected:
-            what = "repeated" if envelope.seq < expected else "lost"
-            raise PeerError(f"message {envelope.seq} of the session after {expected - 1}: something was {what}")
-        self._next[envelope.session] = expected + 1
+        """Take the next message that arrived. Raises `PeerError` for a gap, a repetition, and for anything after `end`."""
+        if envelope.seq != self.count:
+            what = "repeated" if envelope.seq < self.count else "lost"
+            raise PeerError(f"message {envelope.seq} of the session where {self.count} was due: something was {what}")
+        if self.ended and not isinstance(envelope, Failed):
+            raise PeerError(f"{type(envelope).__name__.lower()} after the end of the session")
+        self.count += 1
+        self.ended |= isinstance(envelope, End)
 
-    def next(self, session: str) -> int:
-        """Take the next number of a session."""
-        number = self._next.get(session, 0)
-        self._next[session] = number + 1
-        return number
-
-    def forget(self, session: str) -> None:
-        """Drop what is known of a session that is over."""
-        self._next.pop(session, None)
+    def take(self, envelope: EnvelopeT) -> EnvelopeT:
+        """The envelope with the next number, ready to be sent."""
+        ready = numbered(envelope, self.count)
+        self.count += 1
+        self.ended |= isinstance(envelope, End)
+        return ready
