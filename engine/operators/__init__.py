@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from .cartesian import CartesianSense, CoilSensitivity, Fourier, Sampling
 from .linear import Identity, LinearOperator, Zero, adjoint_mismatch
+from .nonuniform import NonCartesianSense, NonUniformFourier
+from .wavelet import Wavelet
 
 __all__ = [
     "CartesianSense",
@@ -11,7 +13,10 @@ __all__ = [
     "Fourier",
     "Identity",
     "LinearOperator",
+    "NonCartesianSense",
+    "NonUniformFourier",
     "Sampling",
+    "Wavelet",
     "Zero",
     "adjoint_mismatch",
 ]

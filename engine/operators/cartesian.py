@@ -10,6 +10,7 @@ which for even N is a change of signs and holds for odd N too. The phases are fo
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Iterable, Sequence
 
@@ -18,7 +19,7 @@ from torch import Tensor
 
 from .linear import Identity, LinearOperator
 
-__all__ = ["CartesianSense", "CoilSensitivity", "Fourier", "Sampling"]
+__all__ = ["CartesianSense", "CoilSensitivity", "Fourier", "Sampling", "innermost"]
 
 Shape = tuple[int, ...]
 
@@ -112,15 +113,18 @@ class CartesianSense(LinearOperator):
         if maps.ndim != 4 or not maps.is_complex():
             raise ValueError(f"maps is {maps.dtype} of shape {tuple(maps.shape)}, needed: complex, (coil, z, y, x)")
         super().__init__(maps.shape[1:], maps.shape)
-        _broadcasts(mask, self.domain, "mask")
-        mask = mask.to(maps.device)
-        self._mask, self._axes = mask, _transformed(self.domain, axes)
-        before, after = _phases(self.domain, self._axes, maps.dtype, maps.device)
+        self._axes = _transformed(self.domain, axes)
+        before, self._after = _phases(self.domain, self._axes, maps.dtype, maps.device)
         # The scale of the orthonormal transform goes into the maps as well: its own pass is saved.
-        self._maps = _innermost(maps * (before / math.sqrt(_points(self.domain, self._axes))), self._axes)
+        self._maps = innermost(maps * (before / math.sqrt(_points(self.domain, self._axes))), self._axes)
         self._conjugate = self._maps.conj().resolve_conj()
-        self._weights = after * mask
-        self._gram = _SenseGram(maps, mask, self._axes)
+        self._sample(mask)
+
+    def with_mask(self, mask: Tensor) -> CartesianSense:
+        """The same operator for another mask; the maps are shared, so this costs next to nothing while lines arrive."""
+        other = copy.copy(self)
+        other._sample(mask)
+        return other
 
     @property
     def mask(self) -> Tensor:
@@ -143,6 +147,12 @@ class CartesianSense(LinearOperator):
         """maps^H F^H |mask|^2 F maps, with transforms only along the axes that the mask varies on."""
         return self._gram
 
+    def _sample(self, mask: Tensor) -> None:
+        _broadcasts(mask, self.domain, "mask")
+        self._mask = mask.to(self._maps.device)
+        self._weights = self._after * self._mask
+        self._gram = _SenseGram(self._maps, self._conjugate, self._mask, self._axes)
+
     def _forward(self, x: Tensor) -> Tensor:
         return torch.stack([_fft(sees * x, self._axes).mul_(self._weights) for sees in self._maps], dim=-4)
 
@@ -153,19 +163,21 @@ class CartesianSense(LinearOperator):
 
 
 class _SenseGram(LinearOperator):
-    """maps^H F^H |mask|^2 F maps: the phases of the k-space side cancel, and so does F along axes of a constant mask."""
+    """maps^H F^H |mask|^2 F maps: the phases of the k-space side cancel, and so does F along axes of a constant mask.
 
-    def __init__(self, maps: Tensor, mask: Tensor, axes: tuple[int, ...]) -> None:
+    maps: with the phases of the image side and the scale 1/sqrt(N) of all `axes` in them.
+    """
+
+    def __init__(self, maps: Tensor, conjugate: Tensor, mask: Tensor, axes: tuple[int, ...]) -> None:
         super().__init__(maps.shape[1:], maps.shape[1:])
         weights = _power(mask.to(torch.promote_types(mask.dtype, maps.real.dtype)))
         self._axes = tuple(axis for axis in axes if _varies(weights, axis))
-        for axis in set(axes) - set(self._axes):
+        left_out = set(axes) - set(self._axes)
+        for axis in left_out:
             weights = weights.narrow(axis, 0, 1) if -axis <= weights.ndim else weights
-        before, _ = _phases(self.domain, self._axes, maps.dtype, maps.device)
-        self._maps = _innermost(maps * before, self._axes)
-        self._conjugate = self._maps.conj().resolve_conj()
+        self._maps, self._conjugate = innermost(maps, self._axes), innermost(conjugate, self._axes)
         # Complex, for a real factor would be converted anew for every coil.
-        self._weights = (weights / _points(self.domain, self._axes)).to(maps.dtype)
+        self._weights = (weights * _points(self.domain, tuple(left_out))).to(maps.dtype)
 
     @property
     def H(self) -> LinearOperator:  # noqa: N802
@@ -182,6 +194,13 @@ class _SenseGram(LinearOperator):
 
     def _backward(self, y: Tensor) -> Tensor:
         return self._forward(y)
+
+
+def innermost(x: Tensor, axes: Sequence[int]) -> Tensor:
+    """The same tensor with `axes`, counted from the end, innermost in memory, where transforms run fastest."""
+    order = [axis for axis in range(-x.ndim, 0) if axis not in axes] + list(axes)
+    back = sorted(range(x.ndim), key=lambda place: order[place])
+    return x.permute(order).contiguous().permute(back)
 
 
 def _combined(conjugate: Tensor, images: Iterable[Tensor]) -> Tensor:
@@ -207,13 +226,6 @@ def _fft(x: Tensor, axes: tuple[int, ...]) -> Tensor:
 def _ifft(x: Tensor, axes: tuple[int, ...]) -> Tensor:
     """The adjoint of `_fft`, without the 1/N of the inverse."""
     return torch.fft.ifftn(x, dim=axes, norm="forward") if axes else x
-
-
-def _innermost(x: Tensor, axes: tuple[int, ...]) -> Tensor:
-    """The same tensor with the transformed axes innermost in memory, where transforms run fastest."""
-    order = [axis for axis in range(-x.ndim, 0) if axis not in axes] + list(axes)
-    back = sorted(range(x.ndim), key=lambda place: order[place])
-    return x.permute(order).contiguous().permute(back)
 
 
 def _power(x: Tensor) -> Tensor:
