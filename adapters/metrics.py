@@ -345,7 +345,7 @@ class MetricsServer:
     def _listen(self) -> socket.socket:
         try:
             family = socket.AF_INET6 if ":" in self._host else socket.AF_INET
-            return socket.create_server((self._host, self._port), family=family, backlog=_CONNECTIONS)
+            return socket.create_server((self._host, self._port), family=family)
         except (OSError, OverflowError) as error:
             raise ConfigError(
                 f"metrics cannot listen on {self._host}:{self._port}: {error}; choose another port"
