@@ -49,9 +49,9 @@ class Grappa:
         """Least-squares weights from fully sampled lines.
 
         calibration: complex, shape (coil, z, y, x), k-space, or with `hybrid` the readout in image space; it must have the
-        readout field of view of the data. acceleration: (Ry, Rz), not both 1. kernel: taps along x, y and, where given, z (else as y);
-        an axis that is not accelerated gets 3, a thin calibration region fewer. regularization: Tikhonov, relative to the
-        mean energy of a source line. Raises ValueError where there are too few lines.
+        readout field of view of the data. acceleration: (Ry, Rz), not both 1. kernel: taps along x, y and, where given, z
+        (else as y); an axis that is not accelerated gets 3, a thin calibration region fewer. regularization: Tikhonov,
+        relative to the mean energy of a source line. Raises ValueError where there are too few lines.
         """
         if acceleration == (1, 1):
             raise ValueError("acceleration is (1, 1): nothing is missing, so there is nothing to calibrate")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scanside.engine.preparation.compression import coil_compression, geometric_compression
 
@@ -15,6 +15,7 @@ def low_rank_data(rng: np.random.Generator, coils: int, rank: int) -> torch.Tens
     return torch.from_numpy(np.einsum("cr,rzyx->czyx", mixing, rng.standard_normal((rank, 1, 12, 20, 2)) @ [1, 1j]))
 
 
+@settings(deadline=None)
 @given(seed=st.integers(0, 2**32 - 1), coils=st.integers(2, 10), channels=st.integers(1, 12))
 def test_rows_are_orthonormal_and_energy_is_reported(seed, coils, channels):
     data = torch.from_numpy(np.random.default_rng(seed).standard_normal((coils, 1, 4, 16, 2)) @ [1, 1j])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scanside.engine.errors import StreamError
 from scanside.engine.preparation.noise import NoiseModel
@@ -19,6 +19,7 @@ def correlated_noise(seed: int, coils: int, samples: int) -> np.ndarray:
     return (10.0 ** generator.uniform(-3, 3, coils))[:, None] * (mixing @ white)
 
 
+@settings(deadline=None)
 @given(seed=st.integers(0, 2**32 - 1), coils=st.integers(1, 12), samples=st.integers(64, 256))
 def test_whitened_noise_is_identity(seed, coils, samples):
     model = NoiseModel.from_readouts(correlated_noise(seed, coils, samples), 5.0)
@@ -28,6 +29,7 @@ def test_whitened_noise_is_identity(seed, coils, samples):
     assert torch.equal(matrix, matrix.tril())
 
 
+@settings(deadline=None)
 @given(seed=st.integers(0, 2**32 - 1), coils=st.integers(1, 6), cut=st.integers(1, 3))
 def test_running_sums_equal_all_at_once(seed, coils, cut):
     readouts = correlated_noise(seed, coils, 16)
