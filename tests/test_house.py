@@ -30,6 +30,7 @@ class Source:
         self.path, self.text, self.tree = path, text, ast.parse(text)
         self.parts = path.with_suffix("").parts
         self.floor = self.parts[0]
+        self.nodes = list(ast.walk(self.tree))
 
     def at(self, node: ast.AST, what: str) -> str:
         """A finding: file, line, what."""
@@ -37,11 +38,11 @@ class Source:
 
     def functions(self) -> Iterator[Function]:
         """All functions, nested ones too."""
-        return (node for node in ast.walk(self.tree) if isinstance(node, Function))
+        return (node for node in self.nodes if isinstance(node, Function))
 
     def imports(self) -> Iterator[tuple[ast.AST, str]]:
         """Full dotted names of everything imported, wherever the statement stands; relative ones resolved."""
-        for node in ast.walk(self.tree):
+        for node in self.nodes:
             if isinstance(node, ast.Import):
                 yield from ((node, alias.name) for alias in node.names)
             elif isinstance(node, ast.ImportFrom):
@@ -88,7 +89,8 @@ def house() -> list[Source]:
 def report(findings: Iterator[str] | list[str]) -> None:
     """Fail with one finding a line."""
     lines = list(findings)
-    assert not lines, "\n" + "\n".join(lines)
+    if lines:
+        pytest.fail("\n".join(lines), pytrace=False)
 
 
 # --- the rules, each a function from a file to its findings ------------------------------------------------------------------
@@ -118,7 +120,7 @@ def unsafe_imports(source: Source) -> Iterator[str]:
     for node, name in source.imports():
         if name.partition(".")[0] in UNSAFE:
             yield source.at(node, f"imports {name}, which runs what it reads")
-    for node in ast.walk(source.tree):
+    for node in source.nodes:
         if isinstance(node, ast.Call) and called(node) in ("import_module", "__import__") and not literal(node):
             yield source.at(node, "imports by a name that is not written here")
 
