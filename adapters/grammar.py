@@ -10,9 +10,10 @@ import enum
 import json
 from collections.abc import Callable
 from typing import Literal
+from xml.etree.ElementTree import Element
 
 import msgspec
-from scanside.engine.config import ConfigStore, SystemConfig, Value, with_overrides
+from scanside.engine.config import ConfigStore, Value, with_overrides
 from scanside.engine.errors import ConfigError, PeerError
 from scanside.engine.messages import Level
 
@@ -36,6 +37,7 @@ __all__ = [
 ]
 
 NOISE_GADGETS = ("NoiseSummaryGadget", "DependencyQueryGadget")
+NOISE_PREFIX = "GadgetronNoiseCovarianceMatrix_"
 NOISE_CONFIGS = ("gtquery.xml", "default_measurement_dependencies_ismrmrd_storage.xml")
 
 
@@ -58,10 +60,13 @@ class Role(enum.StrEnum):
 
 
 class Begin(msgspec.Struct, frozen=True):
-    """The configuration is known: open a session for it."""
+    """The configuration is known: open a session for it, with values replaced by dotted path."""
 
-    config: SystemConfig
+    config: str
+    overrides: dict[str, Value]
     role: Role
+    noise_id: str = ""
+    """Measurement that a noise session asks for."""
 
 
 class Forward(msgspec.Struct, frozen=True, eq=False):
@@ -135,7 +140,7 @@ class Grammar:
         self.header_seen = False
         self.closed = False
         self.failed = False
-        self.data_seen = False
+        self._noise_id = ""
 
     def react(self, frame: Frame) -> list[Action]:
         """What to do about a frame. After a failure everything but CLOSE is swallowed."""
@@ -170,28 +175,32 @@ class Grammar:
         if self.configured:
             raise PeerError("received a second configuration; a session has one", offset=frame.offset)
         text = mrd.text(frame)
-        config = self._by_text(frame, text) if frame.id == MessageId.CONFIG_TEXT else self._by_name(text)
+        if frame.id == MessageId.CONFIG_TEXT:
+            name, overrides = self._by_text(frame, text)
+        else:
+            name, overrides = self._by_name(text), {}
+        config = with_overrides(self._store.get(name), overrides, source="configuration text")
         self.configured = True
-        return [Begin(config, self.role)]
+        return [Begin(config.name, overrides, self.role, self._noise_id)]
 
-    def _by_name(self, name: str) -> SystemConfig:
+    def _by_name(self, name: str) -> str:
         name = name.strip()
         if name in NOISE_CONFIGS:
             self.role = Role.NOISE
-            return self._store.get("default")
+            return "default"
         if name == "openrecon" and not self._fixed:
             self.dialect = Dialect.FIRE
         try:
-            return self._store.get(name)
+            return self._store.get(name).name
         except ConfigError:
             if self._default is None:
                 raise
-            return self._store.get(self._default)
+            return self._default
 
-    def _by_text(self, frame: Frame, text: str) -> SystemConfig:
-        """Configuration from a Gadgetron chain: what it is for, and values of properties that we know."""
+    def _by_text(self, frame: Frame, text: str) -> tuple[str, dict[str, Value]]:
+        """Configuration from a Gadgetron chain: what it is for, and the properties of it that are ours."""
         if self._fixed and self.dialect is Dialect.FIRE and not text.lstrip().startswith("<"):
-            return self._by_name(text)
+            return self._by_name(text), {}
         root = parse_xml(text.encode(), "configuration text", offset=frame.offset)
         names = {element.tag for element in root.iter()}
         classes = {(element.text or "").strip() for element in root.iter("classname")}
@@ -199,13 +208,18 @@ class Grammar:
             self.role = Role.NOISE
         elif not names & {"gadget", "stream", "reader", "writer"}:
             self.role = Role.EXTERNAL
+        return self._properties(root)
+
+    def _properties(self, root: Element) -> tuple[str, dict[str, Value]]:
         values: dict[str, Value] = {}
         for element in root.iter("property"):
             name = element.get("name") or element.findtext("name") or ""
-            if "." in name:  # gadgets have properties of their own, none with a dot
-                values[name] = element.get("value") or element.findtext("value") or ""
-        chosen = str(values.pop("scanside.config", "default"))
-        return with_overrides(self._store.get(chosen), values, source="configuration text")
+            value = element.get("value") or element.findtext("value") or ""
+            if name == "noise_file":
+                self._noise_id = value.strip().removeprefix(NOISE_PREFIX)
+            elif "." in name:  # gadgets have properties of their own, none with a dot
+                values[name] = value
+        return str(values.pop("scanside.config", "default")), values
 
     def _header(self, frame: Frame) -> list[Action]:
         if not self.configured:
@@ -221,7 +235,6 @@ class Grammar:
         if not self.header_seen:
             raise PeerError(f"received message {frame.id} before the ISMRMRD header", offset=frame.offset)
         if frame.id != MessageId.TEXT:
-            self.data_seen = True
             return [Forward(frame)]
         return self._text(frame)
 

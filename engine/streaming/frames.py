@@ -88,8 +88,8 @@ class CartesianFrame:
         height = self.layout.height
         if self._folded is None:
             self._folded = torch.zeros_like(self.kspace)
-            positions = torch.arange(height, dtype=torch.float64) - height // 2
-            angle = 2 * torch.pi / height * torch.outer(positions, positions).remainder(height)
+            grid = torch.arange(height, dtype=torch.float64)
+            angle = 2 * torch.pi / height * torch.outer(grid, grid).remainder(height)
             self._phases = torch.polar(torch.full_like(angle, height**-0.5), angle).to(torch.complex64)
         assert self._phases is not None  # noqa: S101 - made together with the images
         for line, row in zip(lines, rows, strict=True):

@@ -10,6 +10,7 @@ import torch
 
 from ..config import SystemConfig
 from ..errors import PeerError
+from ..headers import AcquisitionFlag as Flag
 from ..limits import Limits
 from ..messages import EncodingSpace, FrameKey, TriggerReason
 from .frames import CartesianFrame, GatheredFrame
@@ -18,6 +19,9 @@ from .readout import ReadoutTransform
 from .triggers import TriggerPolicy
 
 __all__ = ["CartesianLane", "ClosedFrame", "GatheringLane", "Run"]
+
+_CALIBRATES = np.uint64(Flag.IS_PARALLEL_CALIBRATION_AND_IMAGING.bit)
+_REVERSES = np.uint64(Flag.IS_REVERSE.bit)
 
 POOL = 4
 """Finished frames kept for reuse."""
@@ -41,10 +45,16 @@ class Run(msgspec.Struct, frozen=True, eq=False):
         trajectory = None if self.trajectory is None else self.trajectory[start:stop]
         return Run(self.headers[start:stop], self.samples[start:stop], trajectory, self.received, self.idle)
 
+    def where(self, wanted: np.ndarray) -> Run:
+        """The readouts for which `wanted`, boolean (n,), holds."""
+        trajectory = None if self.trajectory is None else self.trajectory[wanted]
+        return Run(self.headers[wanted], self.samples[wanted], trajectory, self.received, self.idle)
+
     @property
     def reverse(self) -> np.ndarray:
         """Which readouts ran backwards, boolean (n,)."""
-        return (self.headers["flags"] >> np.uint64(21)) & np.uint64(1) != 0
+        reverse: np.ndarray = self.headers["flags"] & _REVERSES != 0
+        return reverse
 
 
 class ClosedFrame(msgspec.Struct, frozen=True, eq=False):
@@ -95,6 +105,8 @@ class CartesianLane:
             yield from self._close(self._trigger.changed(key, list(self.opened)), "change")
             frame = self._frame(key, part)
             self._fill(frame, part)
+            if bool((part.headers["flags"] & _CALIBRATES).any()):
+                self.calibration(part.where(part.headers["flags"] & _CALIBRATES != 0))
             reason = self._trigger.counted(frame.readouts, covered=self._covered(frame))
             yield from self._close([key] if reason else [], reason or "flag")
             yield from self._close(self._trigger.flagged(part.headers[-1], key, list(self.opened)), "flag")

@@ -1,5 +1,246 @@
-"""From a closed frame to an image: which plain reconstruction fits what was measured, and the coil maps it needs."""
+"""From a closed Cartesian frame to an image: which plain reconstruction fits what was measured, and what it needs."""
 
 from __future__ import annotations
 
-__all__ = ["CartesianReconstructor", "Reconstruction"]
+import torch
+
+from ..baselines.combine import root_sum_of_squares
+from ..baselines.grappa import Grappa
+from ..baselines.l1 import l1_espirit
+from ..baselines.sense import UniformSense, cg_sense
+from ..config import SystemConfig
+from ..operators.cartesian import CartesianSense
+from ..preparation.coil_maps import espirit
+from ..preparation.filters import resize_image
+from .frames import CartesianFrame
+from .lanes import CartesianLane, ClosedFrame
+from .layout import CartesianLayout
+from .results import Reconstruction, StageClock
+from .sampling import Sampling, central_block
+
+__all__ = ["CartesianReconstructor"]
+
+NEEDS_MAPS = frozenset({"sense", "cg_sense", "l1_espirit"})
+UNIFORM_WEIGHT = 1e-3
+"""Weight of the closed form, relative to the sensitivities' sum of squares of one: only keeps it finite where nothing is."""
+
+
+class CartesianReconstructor:
+    """Reconstructs the frames of one encoding space; keeps coil maps, GRAPPA weights and solvers per slice."""
+
+    def __init__(self, config: SystemConfig, layout: CartesianLayout) -> None:
+        self.config = config
+        self.layout = layout
+        self._axes = (-2,) if layout.depth == 1 else (-3, -2)
+        space = layout.encoding
+        self._same_grid = space.recon_matrix == (layout.width, layout.height, layout.depth) and all(
+            abs(a - b) < 1e-3 * b
+            for a, b in zip((layout.width_fov_mm, *space.encoded_fov_mm[1:]), space.recon_fov_mm, strict=True)
+        )
+        self._maps: dict[int, torch.Tensor] = {}
+        self._uniform: dict[int, tuple[object, UniformSense]] = {}
+        self._grappa: dict[int, tuple[object, Grappa]] = {}
+
+    def look_ahead(self, lane: CartesianLane, where: int) -> None:
+        """Estimate the coil maps of slice `where` as soon as its calibration lines are in, while the scan goes on."""
+        if where in self._maps or not self._wants_maps(lane):
+            return
+        frame = self._calibration_frame(lane, where)
+        if frame is None:
+            return
+        block = central_block(frame.mask, self._lines)
+        if block is not None and block[1].stop - block[1].start >= min(self._lines, self.layout.height):
+            self._maps[where] = self._estimate(frame, block)
+
+    def reconstruct(self, lane: CartesianLane, closed: ClosedFrame) -> Reconstruction:
+        """Image of a closed frame. Data that is not finite is taken out once, and the image says so."""
+        frame = self._frame(closed)
+        result = self._attempt(lane, closed, frame, "")
+        if bool(torch.isfinite(torch.view_as_real(result.image) if result.image.is_complex() else result.image).all()):
+            return result
+        frame.drop_non_finite()
+        self._forget(closed.key.slice)
+        return self._attempt(lane, closed, frame, "not_finite")
+
+    def fallback(self, closed: ClosedFrame) -> Reconstruction:
+        """The zero-filled image, for when nothing better can be had."""
+        frame, clock = self._frame(closed), StageClock()
+        frame.drop_non_finite()
+        sampling = Sampling.of(frame.mask, self.layout)
+        image = self._root_sum_of_squares(self._coil_images(frame))
+        return self._result(image, "zero_filled", sampling, frame, clock, "fallback")
+
+    @property
+    def _lines(self) -> int:
+        return self.config.coil_maps.calibration_lines
+
+    @staticmethod
+    def _frame(closed: ClosedFrame) -> CartesianFrame:
+        if not isinstance(closed.frame, CartesianFrame):
+            raise TypeError(f"a Cartesian reconstruction got a {type(closed.frame).__name__}")
+        return closed.frame
+
+    def _attempt(self, lane: CartesianLane, closed: ClosedFrame, frame: CartesianFrame, reason: str) -> Reconstruction:
+        clock, where = StageClock(), closed.key.slice
+        sampling = Sampling.of(frame.mask, self.layout)
+        method = self._choose(sampling)
+        if method in NEEDS_MAPS:
+            with clock.stage("coil_maps"):
+                found = self._ensure_maps(lane, frame, where)
+            if not found:
+                method, reason = "zero_filled", reason or "no_calibration"
+        if method == "grappa" and self._calibration_block(lane, frame, where) is None:
+            method, reason = "zero_filled", reason or "no_calibration"
+        with clock.stage("reconstruction"):
+            image = self._solve(method, lane, frame, sampling, where)
+        with clock.stage("finish"):
+            if image.is_complex():
+                image = self._resized(self._filled(image, sampling))
+        return self._result(image, self._named(method, sampling), sampling, frame, clock, reason)
+
+    def _result(
+        self,
+        image: torch.Tensor,
+        method: str,
+        sampling: Sampling,
+        frame: CartesianFrame,
+        clock: StageClock,
+        reason: str,
+    ) -> Reconstruction:
+        return Reconstruction(
+            image=image,
+            method=method,
+            reason=reason,
+            missing=sampling.missing,
+            duplicates=frame.duplicates,
+            acceleration=sampling.acceleration,
+            stages=clock.stages,
+        )
+
+    def _choose(self, sampling: Sampling) -> str:
+        method = self.config.reconstruction.method
+        if method != "auto":
+            return "cg_sense" if method == "sense" and sampling.lattice is None and not sampling.full else method
+        if sampling.full:
+            return "sense" if any(sampling.partial) or self.layout.asymmetric else "zero_filled"
+        return "sense" if sampling.lattice is not None else "cg_sense"
+
+    def _named(self, method: str, sampling: Sampling) -> str:
+        return "root_sum_of_squares" if method == "zero_filled" and sampling.full else method
+
+    def _solve(
+        self, method: str, lane: CartesianLane, frame: CartesianFrame, sampling: Sampling, where: int
+    ) -> torch.Tensor:
+        settings = self.config.reconstruction
+        if method == "zero_filled":
+            return self._root_sum_of_squares(self._coil_images(frame))
+        if method == "grappa":
+            return self._solve_grappa(lane, frame, sampling, where)
+        maps, data = self._maps[where], frame.averaged()
+        if method == "sense":
+            return self._solve_uniform(maps, data, sampling, where)
+        operator = CartesianSense(maps, torch.from_numpy(frame.mask)[..., None], self._axes)
+        if method == "l1_espirit":
+            return l1_espirit(operator, data, weight=settings.regularization, iterations=settings.iterations)
+        return cg_sense(operator, data, iterations=settings.iterations, regularization=settings.regularization)
+
+    def _solve_uniform(
+        self, maps: torch.Tensor, data: torch.Tensor, sampling: Sampling, where: int
+    ) -> torch.Tensor:
+        (rz, oz), (ry, oy) = sampling.lattice or ((1, 0), (1, 0))
+        kind = ((ry, rz), (oy, oz))
+        known = self._uniform.get(where)
+        if known is None or known[0] != kind:
+            known = (kind, UniformSense(maps, *kind, regularization=UNIFORM_WEIGHT))
+            self._uniform[where] = known
+        return known[1].solve(data)
+
+    def _solve_grappa(
+        self, lane: CartesianLane, frame: CartesianFrame, sampling: Sampling, where: int
+    ) -> torch.Tensor:
+        """Filled k-space of all coils, combined by root sum of squares."""
+        (rz, _), (ry, _) = sampling.lattice or ((1, 0), (1, 0))
+        known = self._grappa.get(where)
+        if known is None or known[0] != (ry, rz):
+            block = self._calibration_block(lane, frame, where)
+            settings = self.config.reconstruction
+            weights = Grappa.calibrate(block, (ry, rz), kernel=settings.kernel, regularization=settings.regularization, hybrid=True)
+            known = ((ry, rz), weights)
+            self._grappa[where] = known
+        filled = known[1].apply(frame.averaged(), torch.from_numpy(frame.mask), hybrid=True)
+        return self._root_sum_of_squares(self._to_image(filled))
+
+    def _coil_images(self, frame: CartesianFrame) -> torch.Tensor:
+        """Coil images, each axis beginning at its center."""
+        folded = frame.folded()
+        return self._to_image(frame.averaged()) if folded is None else folded
+
+    def _to_image(self, kspace: torch.Tensor) -> torch.Tensor:
+        """Coil images of hybrid k-space, each axis beginning at its center, up to a phase that no magnitude sees."""
+        return torch.fft.ifftn(kspace, dim=self._axes, norm="ortho")
+
+    def _root_sum_of_squares(self, images: torch.Tensor) -> torch.Tensor:
+        """Combined image on the reconstructed matrix; only what must be rolled is, and that after the coils are one."""
+        shift = [images.shape[axis] // 2 for axis in self._axes]
+        if self._same_grid:
+            return torch.roll(root_sum_of_squares(images), shift, self._axes)
+        return root_sum_of_squares(self._resized(torch.roll(images, shift, self._axes)))
+
+    def _wants_maps(self, lane: CartesianLane) -> bool:
+        method = self.config.reconstruction.method
+        if method == "auto":
+            return self.layout.encoding.acceleration != (1, 1) or bool(lane.calibrations)
+        return method in NEEDS_MAPS
+
+    def _calibration_frame(self, lane: CartesianLane, where: int) -> CartesianFrame | None:
+        if where in lane.calibrations:
+            return lane.calibrations[where][1]
+        return next((frame for key, frame in lane.opened.items() if key.slice == where), None)
+
+    def _calibration_block(self, lane: CartesianLane, frame: CartesianFrame, where: int) -> torch.Tensor | None:
+        """Fully measured k-space around the center, hybrid (coil, z, y, x), from calibration lines or the frame itself."""
+        for source in (lane.calibrations.get(where, (None, None))[1], frame):
+            block = None if source is None else central_block(source.mask, max(self._lines, 32))
+            if source is not None and block is not None:
+                return source.averaged()[:, block[0], block[1]]
+        return None
+
+    def _ensure_maps(self, lane: CartesianLane, frame: CartesianFrame, where: int) -> bool:
+        if self.config.coil_maps.refresh == "frame":
+            self._forget(where)
+        if where in self._maps:
+            return True
+        for source in (lane.calibrations.get(where, (None, None))[1], frame):
+            block = None if source is None else central_block(source.mask, self._lines)
+            if source is not None and block is not None:
+                self._maps[where] = self._estimate(source, block)
+                return True
+        return False
+
+    def _estimate(self, frame: CartesianFrame, block: tuple[slice, slice]) -> torch.Tensor:
+        settings, layout = self.config.coil_maps, self.layout
+        return espirit(
+            frame.averaged()[:, block[0], block[1]],
+            (layout.depth, layout.height, layout.width),
+            kernel=settings.kernel,
+            threshold=settings.threshold,
+            crop=settings.crop,
+            calibration_size=settings.calibration_lines,
+            hybrid=True,
+        )
+
+    def _forget(self, where: int) -> None:
+        for kept in (self._maps, self._uniform, self._grappa):
+            kept.pop(where, None)
+
+    def _filled(self, image: torch.Tensor, sampling: Sampling) -> torch.Tensor:
+        method = self.config.preparation.partial_fourier
+        partial = (*sampling.partial, self.layout.asymmetric)
+        if method == "zero_filled" or not any(partial):
+            return image
+        return image
+
+    def _resized(self, image: torch.Tensor) -> torch.Tensor:
+        space, layout = self.layout.encoding, self.layout
+        fov = (layout.width_fov_mm, *space.encoded_fov_mm[1:])
+        return resize_image(image, (layout.width, layout.height, layout.depth), fov, space.recon_matrix, space.recon_fov_mm)

@@ -27,7 +27,9 @@ from ..preparation.noise import NoiseModel
 from .images import ImageMaker
 from .lanes import CartesianLane, ClosedFrame, GatheringLane, Run
 from .layout import encoding_of, is_cartesian
-from .reconstruction import CartesianReconstructor, GatheredReconstructor, Reconstruction
+from .gathered import GatheredReconstructor
+from .reconstruction import CartesianReconstructor
+from .results import Reconstruction
 from .triggers import ReadoutKind, runs
 
 __all__ = ["NoiseStore", "Session"]
@@ -79,7 +81,7 @@ class Session:
         if isinstance(message, AcquisitionBatch):
             yield from self._acquisitions(message)
         elif isinstance(message, ScanHeader):
-            yield from self._start(message)
+            self._start(message)
         elif isinstance(message, Parameters):
             yield from self._parameters(message.values)
         elif isinstance(message, Image):
@@ -90,7 +92,7 @@ class Session:
         elif isinstance(message, EndOfScan):
             yield from self._end(message)
 
-    def _start(self, header: ScanHeader) -> Iterator[Event]:
+    def _start(self, header: ScanHeader) -> None:
         if self.header is not None:
             raise PeerError("second header in one session; a session is one scan")
         self.header = header
@@ -98,10 +100,6 @@ class Session:
         wanted = header.dependencies.get("Noise")
         if wanted and self.config.preparation.prewhiten:
             self._noise = self._store.get(wanted)
-            if self._noise is None:
-                yield Note(
-                    "warning", "the noise measurement that this scan depends on has not been seen; going on without"
-                )
 
     def _parameters(self, values: dict[str, Value]) -> Iterator[Event]:
         if self._lanes:
@@ -177,6 +175,8 @@ class Session:
     def _open_lane(self, header: ScanHeader, index: int, run: Run) -> tuple[_Lane, _Reconstructor]:
         space, first, limits = header.encodings[index], run.headers[0], self.config.limits
         matrix = self._whitening(header, first)
+        if matrix is None and header.dependencies.get("Noise") and self.config.preparation.prewhiten:
+            self.counts["noise_unknown"] += 1
         if is_cartesian(space):
             lane = CartesianLane(self.config, limits, space, first, matrix)
             return lane, CartesianReconstructor(self.config, lane.layout)
@@ -248,6 +248,8 @@ class Session:
         self._ended = True
         if self._noise is not None and self.header is not None and self.header.measurement_id and self.counts["noise"]:
             self._store[self.header.measurement_id] = self._noise
+        if self.counts["noise_unknown"]:
+            yield Note("warning", "the noise measurement that this scan depends on has not been seen; not prewhitened")
         if self.counts["rejected"]:
             yield Note("warning", f"{self.counts['rejected']} readouts did not fit this scan and were left out")
         if not message.complete:

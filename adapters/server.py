@@ -1,0 +1,309 @@
+"""`scanside serve`: broker, gateway and metrics in one process, the engine's workers in processes of their own.
+
+Workers get the allocator and thread settings that their speed rests on through their environment, since those are read
+when a process starts. One that dies is replaced.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+import uuid
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+import structlog
+from scanside.engine.config import ConfigStore
+from scanside.engine.errors import ConfigError, DeviceLost
+
+from .bus import AsyncPort, Broker, check_bind
+from .envelope import Envelope
+from .gadgetron import Gateway, GatewayOptions
+from .metrics import Metrics, MetricsServer
+from .queries import answer_query
+
+__all__ = ["ENVIRONMENT", "ServeOptions", "Server"]
+
+_log = structlog.get_logger("server")
+
+ENVIRONMENT = {
+    "MALLOC_MMAP_MAX_": "0",
+    "MALLOC_TRIM_THRESHOLD_": "4000000000",
+    "MALLOC_TOP_PAD_": "67108864",
+    "OMP_WAIT_POLICY": "PASSIVE",
+    "GOMP_SPINCOUNT": "0",
+    "KMP_BLOCKTIME": "0",
+}
+"""Memory stays with the process instead of being mapped anew for each array; idle threads sleep instead of spinning."""
+START_SECONDS = 120.0
+RESTART_SECONDS = 1.0
+SWITCH_SECONDS = 0.0005
+
+
+class ServeOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """Settings of a server; times in s."""
+
+    host: str = "127.0.0.1"
+    port: int = 9002
+    """For scanners; 0 takes any free one."""
+    default_config: str | None = None
+    """Configuration for names that are not installed; without it they are refused."""
+    dialect: Literal["auto", "gadgetron", "fire"] = "auto"
+    failure: Literal["close", "abort"] = "close"
+    config_folders: tuple[Path, ...] = ()
+    workers: int = 1
+    threads: int = 0
+    """Processor threads of each worker; 0: as many as there are cores."""
+    metrics_host: str = "127.0.0.1"
+    metrics_port: int | None = 9091
+    """For Prometheus and health checks; 0 takes any free one, None switches them off."""
+    bus: str | None = None
+    """ZeroMQ endpoint for producers outside this process, such as tcp://127.0.0.1:9003."""
+    insecure: bool = False
+    """Allow binds that other hosts can reach."""
+    handshake_seconds: float = 10.0
+    idle_seconds: float = 0.0
+    drain_seconds: float = 5.0
+
+
+class Server:
+    """A running server; `with Server(options) as server:` starts and stops it.
+
+    Raises `ConfigError` for settings that cannot work, among them ports that are taken and binds that are not allowed.
+    """
+
+    def __init__(self, options: ServeOptions | None = None) -> None:
+        self.options = options or ServeOptions()
+        self.store = ConfigStore(self.options.config_folders)
+        if self.options.default_config is not None:
+            self.store.get(self.options.default_config)
+        if not 1 <= self.options.workers <= 64:
+            raise ConfigError(f"workers is {self.options.workers}; 1 to 64 are possible")
+        self.metrics = Metrics()
+        self.port = self.options.port
+        self.metrics_port = self.options.metrics_port
+        self._broker: Broker | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._gateway: Gateway | None = None
+        self._port: AsyncPort | None = None
+        self._http: MetricsServer | None = None
+        self._thread: threading.Thread | None = None
+        self._crew: _Crew | None = None
+        self._beat = time.monotonic()
+        self._draining = False
+
+    def start(self) -> None:
+        """Listen and start the workers; returns when a scan can be taken."""
+        options = self.options
+        check_bind(f"tcp://{options.host}:{options.port}", insecure=options.insecure)
+        sys.setswitchinterval(SWITCH_SECONDS)  # the socket's thread waits no longer than this for the others
+        try:
+            self._start_broker()
+            self._start_gateway()
+            self._start_metrics()
+            self._crew = _Crew(self._require(self._broker), options)
+            self._crew.start()
+            self._crew.wait_ready(START_SECONDS)
+        except BaseException:
+            self.stop()
+            raise
+        _log.info("ready", host=options.host, port=self.port, metrics_port=self.metrics_port, workers=options.workers)
+
+    def stop(self) -> None:
+        """Stop listening, end the workers, give everything back."""
+        self._draining = True
+        if self._crew is not None:
+            self._crew.expect_end()
+        if self._loop is not None and self._thread is not None and self._thread.is_alive():
+            asyncio.run_coroutine_threadsafe(self._close(), self._loop).result(10)
+            self._loop.call_soon_threadsafe(self._loop.stop)
+            self._thread.join()
+        if self._http is not None:
+            self._http.stop()
+        if self._crew is not None:
+            self._crew.stop()
+        if self._broker is not None:
+            self._broker.stop()
+        self._broker = self._crew = self._http = self._thread = None
+
+    def wait(self) -> None:
+        """Serve until SIGINT or SIGTERM."""
+        stopped = threading.Event()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, lambda *_: stopped.set())
+        stopped.wait()
+
+    def __enter__(self) -> Server:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def ready(self) -> tuple[bool, dict[str, bool]]:
+        """Whether a scan can be taken, with the single checks."""
+        broker, crew = self._broker, self._crew
+        checks = {
+            "worker": broker is not None and bool(broker.status().workers),
+            "gateway": self._gateway is not None and self.live(),
+            "accepting": not self._draining and crew is not None,
+        }
+        return all(checks.values()), checks
+
+    def live(self) -> bool:
+        """Whether the loop that reads the sockets still turns."""
+        return time.monotonic() - self._beat < 2.0
+
+    @staticmethod
+    def _require(broker: Broker | None) -> Broker:
+        if broker is None:
+            raise ConfigError("the server has not been started")
+        return broker
+
+    def _start_broker(self) -> None:
+        binds = (self.options.bus,) if self.options.bus else ()
+        self._broker = Broker(binds=binds, insecure=self.options.insecure, limits=self.store.get("default").limits)
+        self._broker.start()
+
+    def _start_gateway(self) -> None:
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._turn, name="gateway", daemon=True)
+        self._thread.start()
+        try:
+            self.port = asyncio.run_coroutine_threadsafe(self._open(), self._loop).result(10)
+        except OSError as error:
+            raise ConfigError(
+                f"cannot listen on {self.options.host}:{self.options.port}: {error.strerror}; is another server running?"
+            ) from None
+
+    def _turn(self) -> None:
+        loop = self._loop
+        if loop is not None:
+            asyncio.set_event_loop(loop)
+            loop.run_forever()
+            loop.close()
+
+    async def _open(self) -> int:
+        options = self.options
+        gateway = GatewayOptions(
+            dialect=options.dialect,
+            default_config=options.default_config,
+            failure=options.failure,
+            handshake_seconds=options.handshake_seconds,
+            idle_seconds=options.idle_seconds,
+            drain_seconds=options.drain_seconds,
+        )
+        limits = self.store.get("default").limits
+        self._port = AsyncPort(self._require(self._broker).context, self._from_bus, limits=limits)
+        self._gateway = Gateway(self.store, self._port, self.metrics, self._answer, options=gateway, limits=limits)
+        self._heartbeat()
+        return await self._gateway.start(options.host, options.port)
+
+    def _from_bus(self, envelope: Envelope, payload: list[memoryview]) -> None:
+        if self._gateway is not None:
+            self._gateway.deliver(envelope, payload)
+
+    def _heartbeat(self) -> None:
+        self._beat = time.monotonic()
+        if self._loop is not None and not self._draining:
+            self._loop.call_later(0.5, self._heartbeat)
+
+    async def _close(self) -> None:
+        if self._gateway is not None:
+            await self._gateway.stop()
+        if self._port is not None:
+            self._port.close()
+
+    def _start_metrics(self) -> None:
+        options = self.options
+        if options.metrics_port is None:
+            return
+        self._http = MetricsServer(
+            self.metrics,
+            options.metrics_host,
+            options.metrics_port,
+            self.ready,
+            self.live,
+            insecure=options.insecure,
+        )
+        self._http.start()
+        self.metrics_port = self._http.port
+
+    def _answer(self, question: str) -> str:
+        status = self._require(self._broker).status()
+        return answer_query(question, self.store, ready=self.ready()[0], sessions=status.sessions)
+
+
+class _Crew:
+    """The worker processes of a server: started, watched, replaced when they die, ended with it."""
+
+    def __init__(self, broker: Broker, options: ServeOptions) -> None:
+        self._broker, self._options = broker, options
+        self._processes: dict[bytes, subprocess.Popen[bytes]] = {}
+        self._ending = threading.Event()
+        self._watcher = threading.Thread(target=self._watch, name="workers", daemon=True)
+
+    def start(self) -> None:
+        """Start all workers and the thread that watches them."""
+        for _ in range(self._options.workers):
+            self._hire()
+        self._watcher.start()
+
+    def wait_ready(self, seconds: float) -> None:
+        """Wait until a worker has joined the bus. Raises `DeviceLost` when none does."""
+        deadline = time.monotonic() + seconds
+        while not self._broker.status().workers:
+            if time.monotonic() > deadline:
+                raise DeviceLost(f"no worker was ready within {seconds:g} s; `scanside doctor` shows what is missing")
+            time.sleep(0.02)
+
+    def expect_end(self) -> None:
+        """From now on a worker that ends is not replaced."""
+        self._ending.set()
+
+    def stop(self) -> None:
+        """End all workers: politely first."""
+        self._ending.set()
+        if self._watcher.is_alive():
+            self._watcher.join()
+        for process in self._processes.values():
+            process.terminate()
+        for process in self._processes.values():
+            try:
+                process.wait(5)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+    def _hire(self) -> None:
+        identity = b"worker-" + uuid.uuid4().hex.encode()
+        command = [sys.executable, "-m", "scanside.adapters.worker", "--connect", self._broker.endpoint]
+        command += [
+            "--identity",
+            identity.decode(),
+            "--threads",
+            str(self._options.threads),
+            "--parent",
+            str(os.getpid()),
+        ]
+        for folder in self._options.config_folders:
+            command += ["--configs", str(folder)]
+        environment = {**ENVIRONMENT, **os.environ}
+        self._processes[identity] = subprocess.Popen(command, env=environment)  # noqa: S603 - our own interpreter
+
+    def _watch(self) -> None:
+        while not self._ending.wait(0.1):
+            for identity, process in list(self._processes.items()):
+                if process.poll() is None:
+                    continue
+                del self._processes[identity]
+                _log.error("worker ended", code=process.returncode)
+                self._broker.worker_lost(identity)
+                if not self._ending.wait(RESTART_SECONDS):
+                    self._hire()

@@ -1,0 +1,222 @@
+"""The engine's process: takes sessions from the bus, runs each in a thread of its own, and sends back what they make.
+
+Started by `scanside serve`; run by hand, `python -m scanside.adapters.worker --help` joins the bus of a running server.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import os
+import queue
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import cast, get_args
+
+import structlog
+import torch
+import zmq
+from scanside.engine.config import ConfigStore, Value, with_overrides
+from scanside.engine.errors import ScansideError
+from scanside.engine.messages import EndOfScan, Event
+from scanside.engine.simulation.scan import simulate_scan
+from scanside.engine.streaming.session import NoiseStore, Session
+
+from .bus import WorkerPort
+from .envelope import Data, End, Envelope, Failed, Open, Reason
+from .grammar import Dialect, Role
+from .mrd_framing import Framer
+from .scan import NOISE, ROLE, Reply, Scan
+
+__all__ = ["Worker", "main", "warm_up"]
+
+_log = structlog.get_logger("worker")
+
+CREDIT = 32 << 20
+"""Bytes that a session may have under way."""
+POLL_SECONDS = 1.0
+NOISE_KEPT = 256
+"""Noise measurements kept for later scans; the oldest go first."""
+
+_Item = tuple[Envelope, list[memoryview]]
+
+
+class _Runner(threading.Thread):
+    """One session: decodes and reconstructs in the order of arrival, and returns credit for what it has used."""
+
+    def __init__(self, worker: Worker, request: Open, scan: Scan) -> None:
+        super().__init__(name=f"session-{request.session[:8]}", daemon=True)
+        self._worker, self._session, self._scan = worker, request.session, scan
+        self._framer = Framer(worker.limits)
+        self.inbox: queue.SimpleQueue[_Item] = queue.SimpleQueue()
+        self.stopped = False
+
+    def run(self) -> None:
+        """Work until the session ends. Whatever goes wrong costs this session only."""
+        try:
+            while self._step(*self.inbox.get()):
+                pass
+        except ScansideError as error:
+            self._fail(error.reason, str(error))
+        except Exception as error:  # noqa: BLE001 - a defect of ours must not take the other sessions with it
+            _log.exception("session crashed")
+            self._fail("engine", f"internal error: {type(error).__name__}: {error}")
+        finally:
+            self._worker.forget(self._session)
+
+    def idle(self) -> bool:
+        """Whether nothing waits to be worked on."""
+        return self.inbox.empty()
+
+    def _step(self, envelope: Envelope, payload: list[memoryview]) -> bool:
+        if isinstance(envelope, Data):
+            received = envelope.received / 1e9 or time.monotonic()
+            for part in payload:
+                self._send(self._scan.take(self._framer.feed(part), received), envelope.received)
+            if not self.stopped:
+                self._worker.port.grant_credit(envelope)
+            return not self.stopped
+        if isinstance(envelope, End):
+            self._framer.finish()
+            self._send(self._scan.end(complete=envelope.complete), time.monotonic_ns())
+            if not self.stopped:
+                self._worker.port.end(self._session)
+        return False
+
+    def _send(self, replies: Iterator[Reply], received: int) -> None:
+        port = self._worker.port
+        for reply in replies:
+            if self.stopped:
+                return
+            if reply.failed:
+                self._fail(reply.failed, reply.text)
+            elif reply.stats is not None:
+                port.send_stats(self._session, reply.stats)
+            else:
+                port.send_result(
+                    self._session, reply.buffers, series=reply.series, image=reply.image, received=received
+                )
+
+    def _fail(self, reason: str, text: str) -> None:
+        self.stopped = True
+        known = cast("Reason", reason if reason in get_args(Reason) else "error")
+        self._worker.port.fail(self._session, known, text)
+
+
+class Worker:
+    """Serves sessions of the bus at `endpoint` until `stop` or until its parent process is gone."""
+
+    def __init__(self, endpoint: str, store: ConfigStore, *, name: str, identity: bytes | None = None) -> None:
+        self.store = store
+        self.limits = store.get("default").limits
+        self.noise: NoiseStore = {}
+        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self.port = WorkerPort(
+            endpoint,
+            name=name,
+            device="cpu",
+            capacity=self.limits.sessions,
+            identity=identity,
+            context=self._context,
+            limits=self.limits,
+        )
+        self._runners: dict[str, _Runner] = {}
+        self._lock = threading.Lock()
+        self._stopping = threading.Event()
+
+    def run(self, parent: int | None = None) -> None:
+        """Take sessions; with `parent`, end when that process is no longer ours."""
+        while not self._stopping.is_set() and (parent is None or os.getppid() == parent):
+            for envelope, payload in self.port.poll(POLL_SECONDS):
+                self._dispatch(envelope, payload)
+        self.port.close()
+        self._context.term()
+
+    def stop(self) -> None:
+        """End `run` within a second."""
+        self._stopping.set()
+
+    def forget(self, session: str) -> None:
+        """Drop a session that is over, and the noise measurements beyond those that are kept."""
+        with self._lock:
+            self._runners.pop(session, None)
+            while len(self.noise) > NOISE_KEPT:
+                self.noise.pop(next(iter(self.noise)))
+
+    def _dispatch(self, envelope: Envelope, payload: list[memoryview]) -> None:
+        if isinstance(envelope, Open):
+            self._open(envelope)
+            return
+        with self._lock:
+            runner = self._runners.get(envelope.session)
+        if runner is None:
+            return
+        if isinstance(envelope, Failed):
+            runner.stopped = True
+        runner.inbox.put((envelope, payload))
+
+    def _open(self, request: Open) -> None:
+        try:
+            scan = self._scan(request)
+        except (ScansideError, ValueError) as error:
+            self.port.refuse(request.session, "config", str(error))
+            return
+        runner = _Runner(self, request, scan)
+        scan.idle = runner.idle
+        with self._lock:
+            self._runners[request.session] = runner
+        self.port.accept(request.session, credit=CREDIT)
+        runner.start()
+
+    def _scan(self, request: Open) -> Scan:
+        values: dict[str, Value] = dict(request.parameters)
+        role, noise = Role(str(values.pop(ROLE, Role.SCAN))), str(values.pop(NOISE, ""))
+        config = with_overrides(self.store.get(request.config), values, source="parameters of the session")
+        dialect = Dialect(request.dialect or Dialect.GADGETRON)
+        return Scan(config, self.store, self.noise, role=role, noise_id=noise, dialect=dialect)
+
+
+def warm_up(store: ConfigStore) -> int:
+    """Run small scans through the default configuration, so that the first real one finds everything loaded.
+
+    Returns the number of events that they caused.
+    """
+    events: list[Event] = []
+    for matrix, acceleration in ((256, 1), (64, 2)):
+        session = Session(store.get("default"))
+        scan = simulate_scan(matrix, 8, acceleration, repetitions=1)
+        for message in (scan.header, *scan.readouts(1 if acceleration > 1 else 64), EndOfScan()):
+            events += session.feed(message)
+    return len(events)
+
+
+def main() -> None:
+    """Run a worker from the command line."""
+    parser = argparse.ArgumentParser(prog="python -m scanside.adapters.worker", description=__doc__)
+    parser.add_argument("--connect", required=True, metavar="ENDPOINT", help="bus of the server, as it prints it")
+    parser.add_argument("--name", default="worker", help="name of this worker, for people")
+    parser.add_argument("--identity", default="", help="identity on the bus, set by the server")
+    parser.add_argument("--threads", type=int, default=0, help="processor threads; 0: as many as there are cores")
+    parser.add_argument(
+        "--configs", action="append", default=[], type=Path, metavar="DIR", help="folder of configurations"
+    )
+    parser.add_argument("--parent", type=int, help="end when the process with this number is not our parent any more")
+    arguments = parser.parse_args()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the whole group; the server decides when we stop
+    torch.set_num_threads(arguments.threads or max(1, len(os.sched_getaffinity(0))))
+    sys.setswitchinterval(0.001)
+    store = ConfigStore(arguments.configs)
+    warm_up(store)
+    gc.collect()
+    gc.freeze()
+    worker = Worker(arguments.connect, store, name=arguments.name, identity=arguments.identity.encode() or None)
+    signal.signal(signal.SIGTERM, lambda *_: worker.stop())
+    worker.run(arguments.parent)
+
+
+if __name__ == "__main__":
+    main()
