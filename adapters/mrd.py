@@ -30,6 +30,7 @@ __all__ = [
     "Query",
     "Response",
     "acquisitions",
+    "content",
     "dependency",
     "dicom",
     "encode_acquisitions",
@@ -142,15 +143,20 @@ def waveform(frame: Frame) -> WaveformRecord:
     return WaveformRecord(header=header, samples=np.ndarray(shape, "<u4", frame.view, WAVEFORM_START))
 
 
+def content(frame: Frame) -> memoryview:
+    """The bytes of a config file name (all 1024), config text, header or text message, as received."""
+    if frame.id == MessageId.CONFIG_FILE:
+        return frame.body
+    _expect(frame, *COUNTED_TEXTS)
+    return frame.body[4:]
+
+
 def text(frame: Frame) -> str:
     """The string of a config file name, config text, header or text message, up to its first NUL.
 
     Raises PeerError when it is not UTF-8.
     """
-    if frame.id == MessageId.CONFIG_FILE:
-        return decode_text(frame.body, "configuration name", offset=frame.offset)
-    _expect(frame, *COUNTED_TEXTS)
-    return decode_text(frame.body[4:], f"message {MessageId(frame.id).name}", offset=frame.offset)
+    return decode_text(content(frame), f"message {MessageId(frame.id).name}", offset=frame.offset)
 
 
 def query(frame: Frame) -> Query:

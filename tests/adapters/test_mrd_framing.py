@@ -243,6 +243,37 @@ def test_received_bytes_are_not_copied_within_a_slab() -> None:
     assert np.shares_memory(np.frombuffer(frame.view, np.uint8), np.frombuffer(room, np.uint8))
 
 
+def test_compressed_neighbour_of_equal_size_and_shape_ends_a_run() -> None:
+    plain, packed = acquisition(3, 1), acquisition(3, 1, bits=9)
+    assert len(plain) == len(packed)
+    for count in (1, 2, 17, 40):
+        frames = Framer().feed(plain * count + packed + plain)
+        assert [frame.count for frame in frames] == [count, 1, 1]
+
+
+def test_what_was_received_cannot_be_changed_through_a_frame() -> None:
+    framer = Framer()
+    for frame in receive(framer, acquisition() + mrd.encode_text("x"), direct=True):
+        assert frame.view.readonly
+
+
+def test_a_large_message_gets_its_memory_at_once() -> None:
+    message = acquisition(5000, 4)
+    framer = Framer(slab_bytes=1024)
+    assert receive(framer, message[:400], direct=True) == []
+    assert len(framer.buffer()) >= len(message) - 400
+
+
+def test_feed_keeps_what_stands_before_an_error_in_a_later_slab() -> None:
+    lead = mrd.encode_text("first")
+    framer = Framer(slab_bytes=8)  # room for one byte of the broken message behind the acquisition
+    framer.feed(lead[:1])
+    frames = framer.feed(lead[1:] + acquisition() + struct.pack("<H", 999))
+    assert [frame.id for frame in frames] == [MessageId.TEXT, MessageId.ACQUISITION]
+    with pytest.raises(PeerError, match="999"):
+        framer.finish()
+
+
 def test_message_larger_than_a_slab() -> None:
     message = acquisition(5000, 4)
     framer = Framer(slab_bytes=1024)

@@ -193,7 +193,9 @@ def test_texts_both_ways() -> None:
 def test_text_ends_at_its_first_nul() -> None:
     assert mrd.text(one(struct.pack("<HI", 5, 6), b"ab\0\xff\xffc")) == "ab"
     assert mrd.text(one(struct.pack("<H", 1), b"simplefft\0\xfe".ljust(1024, b"\xff"))) == "simplefft"
-    assert mrd.text(one(mrd.encode_header(b"<ismrmrdHeader/>\0"))) == "<ismrmrdHeader/>"
+    header = one(mrd.encode_header(b"<ismrmrdHeader/>\0"))
+    assert mrd.text(header) == "<ismrmrdHeader/>"
+    assert mrd.content(header) == b"<ismrmrdHeader/>\0"
 
 
 @pytest.mark.parametrize("encode", [mrd.encode_config_text, mrd.encode_header])
