@@ -28,7 +28,7 @@ class _Builder(TreeBuilder):
         self._what = what
         self._elements = self._depth = 0
 
-    def start(self, tag: str, attrs: dict[str, str]) -> Element:  # type: ignore[override]  # noqa: ARG002
+    def start(self, tag: str, attrs: dict[str, str]) -> Element:  # type: ignore[override]
         self._elements += 1
         self._depth += 1
         if self._elements > MAX_ELEMENTS or self._depth > MAX_DEPTH:
@@ -36,7 +36,7 @@ class _Builder(TreeBuilder):
                 f"{self._what} has more than {MAX_ELEMENTS} elements or {MAX_DEPTH} levels; "
                 "remove what is not part of the schema"
             )
-        return super().start(tag.rpartition("}")[2], {})
+        return super().start(tag.rpartition("}")[2], attrs)
 
     def end(self, tag: str) -> Element:
         self._depth -= 1
