@@ -50,13 +50,13 @@ class Broker:
         for endpoint in binds:
             check_bind(endpoint, insecure=insecure)
         self._binds = tuple(binds)
-        self.context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-        """For sockets of the same process; close them before `stop`."""
         self._folder = SocketFolder()
         self.endpoint = self._folder.endpoint("bus")
         """Where workers and producers of this host connect."""
         self.viewers = self._folder.endpoint("viewers")
         """Where viewers of this host connect."""
+        self.context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        """For sockets of the same process; close them before `stop`."""
         self.bound: tuple[str, ...] = ()
         """The endpoints of `binds` with the ports that they got."""
         self._router = Router(self._send, self._publish, limits, times or BrokerTimes())

@@ -185,7 +185,7 @@ class Producer:
         Raises `DeadlineMissed` when none comes for `timeout` seconds, or what ended the session.
         """
         while True:
-            if not self._wait(lambda: bool(self._results) or self._over, timeout):
+            if not self._wait(lambda: bool(self._results) or (self._over and self._error is None), timeout):
                 raise DeadlineMissed(f"no result for {timeout:g} s")
             with self._changed:
                 if not self._results:
