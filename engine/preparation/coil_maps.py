@@ -16,8 +16,8 @@ __all__ = ["EspiritMaps", "espirit", "espirit_with_eigenvalues", "hybrid_to_kspa
 
 COARSE = 4
 """Pixels per axis that share one start vector of the power iteration."""
-SQUARINGS = 5
-"""The start vectors come from the 2^5-th power of each matrix."""
+SQUARINGS = 4
+"""The start vectors come from the 2^4-th power of each matrix."""
 ITERATIONS = 4
 """Power iterations per pixel after that."""
 BLOCK_NUMBERS = 1 << 19
@@ -103,8 +103,8 @@ def walsh(images: torch.Tensor, shape: tuple[int, int, int] | None = None, *, bl
     """
     covariance = _smooth(_block_covariance(images, block))
     reference = _principal_coil(images)
-    vectors = _phased(_dominant(covariance), reference)
-    return _normalized(_upsample(vectors, shape or _spatial(images)).movedim(-1, 0), dim=0)
+    vectors = _phased(_dominant(covariance, squarings=3), reference)
+    return _normalized(_upsample(vectors, shape or _spatial(images)), dim=0)
 
 
 # --- ESPIRiT, calibration -------------------------------------------------------------------------------------------
@@ -243,7 +243,7 @@ def _start_vectors(spectrum: _Spectrum, reference: torch.Tensor) -> torch.Tensor
     """Approximate eigenvectors, shape (z, y, x, coil), interpolated from the middles of small cells."""
     least = (min(n, 2 * k) for n, k in zip(spectrum.shape, spectrum.coefficients.shape, strict=False))
     counts = tuple(max(m, -(-n // COARSE)) for m, n in zip(least, spectrum.shape, strict=True))
-    return _upsample(_phased(_dominant(spectrum.grid(counts)), reference), spectrum.shape)
+    return _upsample(_phased(_dominant(spectrum.grid(counts)), reference), spectrum.shape).movedim(0, -1).contiguous()
 
 
 def _refine(matrices: torch.Tensor, vectors: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -258,9 +258,9 @@ def _refine(matrices: torch.Tensor, vectors: torch.Tensor) -> tuple[torch.Tensor
     return _normalized(torch.view_as_complex(image), dim=-1), values
 
 
-def _dominant(matrices: torch.Tensor) -> torch.Tensor:
+def _dominant(matrices: torch.Tensor, squarings: int = SQUARINGS) -> torch.Tensor:
     """Leading eigenvectors (..., coil) of positive semidefinite matrices (..., coil, coil), by repeated squaring."""
-    for _ in range(SQUARINGS):
+    for _ in range(squarings):
         trace = matrices.diagonal(dim1=-2, dim2=-1).real.sum(-1).clamp(min=torch.finfo(matrices.real.dtype).tiny)
         matrices = matrices / trace[..., None, None]
         matrices = matrices @ matrices
@@ -284,10 +284,13 @@ def _normalized(vectors: torch.Tensor, dim: int) -> torch.Tensor:
 
 
 def _upsample(vectors: torch.Tensor, shape: tuple[int, int, int]) -> torch.Tensor:
-    """Linear interpolation of (z, y, x, coil) from cell middles to the pixels of `shape`."""
-    channels = torch.view_as_real(vectors).flatten(3).movedim(-1, 0)[None]
-    fine = interpolate(channels, size=shape, mode="trilinear", align_corners=False)[0]
-    return torch.view_as_complex(fine.movedim(0, -1).reshape(*shape, -1, 2).contiguous())
+    """Linear interpolation of (z, y, x, coil) from cell middles to (coil, *shape)."""
+    planes = torch.cat([vectors.real, vectors.imag], dim=-1).movedim(-1, 0)[None].contiguous()
+    if vectors.shape[0] == shape[0] == 1:
+        fine = interpolate(planes[:, :, 0], size=shape[1:], mode="bilinear", align_corners=False)[:, :, None]
+    else:
+        fine = interpolate(planes, size=shape, mode="trilinear", align_corners=False)
+    return torch.complex(*fine[0].chunk(2))
 
 
 # --- fully sampled images -------------------------------------------------------------------------------------------

@@ -175,3 +175,21 @@ def test_agrees_with_bart(case, tmp_path, rng):
     assert both.sum() > 0.98 * either.sum()
     correlation = (ours.conj() * theirs).sum(0)[both & (image > 0)]
     assert correlation.real.min() > 0.999
+
+
+@pytest.mark.real_data
+def test_maps_of_a_brain_explain_its_coil_images(real_data):
+    import ismrmrd
+    from scanside.engine.preparation.filters import to_image
+
+    kspace = torch.zeros(16, 1, 128, 128, dtype=torch.complex64)
+    with ismrmrd.Dataset(str(real_data("mri/raw/invivo_brain_3T_16ch.h5")), create_if_needed=False) as dataset:
+        for i in range(dataset.number_of_acquisitions()):
+            line = dataset.read_acquisition(i)
+            kspace[:, 0, line.idx.kspace_encode_step_1] = torch.from_numpy(line.data)
+    images = to_image(kspace)
+    strength = torch.linalg.vector_norm(images, dim=0)
+    head = strength > 0.1 * strength.max()
+    for maps in (espirit(kspace[:, :, 52:76], (1, 128, 128)), walsh(images)):
+        rest = (images - maps * (maps.conj() * images).sum(0))[:, head]
+        assert rest.norm() / images[:, head].norm() < 0.11

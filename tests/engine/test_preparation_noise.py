@@ -16,7 +16,7 @@ def correlated_noise(seed: int, coils: int, samples: int) -> np.ndarray:
     generator = np.random.default_rng(seed)
     mixing = generator.standard_normal((coils, coils, 2)) @ [1, 1j] / coils + np.eye(coils)
     white = generator.standard_normal((4, coils, samples, 2)) @ [1, 1j]
-    return (10.0 ** generator.uniform(-3, 3, coils))[:, None] * (mixing @ white)
+    return (10.0 ** generator.uniform(-1.5, 1.5, coils))[:, None] * (mixing @ white)
 
 
 @settings(deadline=None)
