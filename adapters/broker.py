@@ -122,6 +122,11 @@ class Broker:
         """Say that the process of a worker has ended; its producers are told once all that it sent before is through."""
         self._commands.put(identity)
 
+    @property
+    def alive(self) -> bool:
+        """Whether the broker's thread runs."""
+        return self._thread.is_alive()
+
     def status(self) -> BrokerStatus:
         """Workers, number of sessions and counts at this moment."""
         return self._router.status()

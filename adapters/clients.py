@@ -160,9 +160,9 @@ class Producer:
     ) -> None:
         """Send payload frames; those from 64 KiB go without a copy and must not change afterwards.
 
-        `messages`: how many are in the payload; `received`: time in ns of its last byte, now by default. Without credit,
-        and while 64 results are unread, `block` waits and `refuse` does not. Raises `DeadlineMissed` when that was in vain, or
-        what ended the session.
+        `messages`: how many are in the payload; `received`: time in ns of its last byte, now by default; give 0 where the clock
+        is not the worker's. Without credit, and while 64 results are unread, `block` waits and `refuse` does not. Raises
+        `DeadlineMissed` when that was in vain, or what ended the session.
         """
         size = payload_size(payload)
         when = time.monotonic_ns() if received is None else received

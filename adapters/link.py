@@ -30,7 +30,7 @@ from .envelope import (
 )
 from .sockets import Outbox, configure
 
-__all__ = ["Bytes", "Link", "Received", "Station"]
+__all__ = ["Bytes", "Link", "Received", "Station", "frames_of"]
 
 Bytes = bytes | bytearray | memoryview
 """A payload frame. From 64 KiB it is sent without a copy, so it must not change afterwards."""
@@ -43,6 +43,11 @@ class Received(NamedTuple):
 
     envelope: Envelope
     payload: list[memoryview]
+
+
+def frames_of(payload: Sequence[Bytes]) -> list[memoryview]:
+    """Payload frames as views on bytes. Raises `TypeError` for memory that is not contiguous."""
+    return [memoryview(part).cast("B") for part in payload]
 
 
 class _Session:
@@ -85,7 +90,7 @@ class Link:
 
         Raises `PeerError` or `LimitExceeded` when the payload is not what the envelope says or is too large.
         """
-        frames = [memoryview(part).cast("B") for part in payload]
+        frames = frames_of(payload)
         check_payload(envelope, [part.nbytes for part in frames], self.limits)
         if envelope.session == LINK:
             ready: Envelope = numbered(envelope, self._count)
@@ -190,8 +195,9 @@ class Station:
             self._empty_outbox()
             self.link.post(envelope, payload)
         else:
-            check_payload(envelope, [memoryview(part).nbytes for part in payload], self.link.limits)
-            self._outbox.put((envelope, payload), timeout)
+            frames = frames_of(payload)  # what is wrong is the caller's error, not that of the polling thread
+            check_payload(envelope, [part.nbytes for part in frames], self.link.limits)
+            self._outbox.put((envelope, frames), timeout)
 
     def _empty_outbox(self) -> None:
         for envelope, payload in self._outbox.take():

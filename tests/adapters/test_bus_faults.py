@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterator
 
@@ -14,7 +15,7 @@ from scanside.adapters import envelope as wire
 from scanside.adapters.bus import Broker, BrokerTimes, Producer, Received, Subscriber, WorkerPort
 from scanside.adapters.envelope import COST_FLOOR, Data, End, Envelope, Failed, Hello, Note, Open, Opened, Ping, Result
 from scanside.adapters.sockets import terminate
-from scanside.engine.errors import DeviceLost, EngineError, PeerError
+from scanside.engine.errors import DeviceLost, EngineError, LimitExceeded, PeerError
 from scanside.engine.limits import Limits
 
 MIB = 1 << 20
@@ -271,6 +272,7 @@ def test_a_worker_that_is_reported_lost_fails_its_sessions(broker: Broker, raw: 
     assert (answer.session, answer.reason) == (session, "device")
     until(lambda: not broker.status().workers)
     broker.worker_lost(b"nobody")
+    assert broker.alive
 
 
 def test_a_worker_that_disconnects_fails_its_sessions(broker: Broker, context: zmq.Context, raw: Raw, port: WorkerPort):
@@ -411,9 +413,45 @@ def test_results_that_nobody_reads_hold_the_producer(
             producer.send([b"x"])
 
 
-def _open(producer: Producer, port: WorkerPort) -> str:
-    import threading
+def test_a_payload_that_cannot_be_sent_is_an_error_of_the_thread_that_sends_it(raw: Raw, port: WorkerPort):
+    session, errors = raw.open(port), []
 
+    def send(payload: list[memoryview], kind: type[Exception]) -> None:
+        with pytest.raises(kind):
+            port.send_result(session, payload)
+        errors.append(kind)
+
+    for payload, kind in (([memoryview(bytes(10))[::2]], TypeError), ([memoryview(bytes(65 * MIB))], LimitExceeded)):
+        thread = threading.Thread(target=send, args=(payload, kind))
+        thread.start()
+        thread.join()
+    assert errors == [TypeError, LimitExceeded]
+    assert port.poll(0.05) == []
+
+
+def test_results_from_many_threads_arrive_in_the_order_of_each(raw: Raw, port: WorkerPort):
+    session, threads, count = raw.open(port), 4, 200
+
+    def send(number: int) -> None:
+        for n in range(count):
+            port.send_result(session, [b"x"], series=number, image=n)
+
+    senders = [threading.Thread(target=send, args=(number,)) for number in range(threads)]
+    for sender in senders:
+        sender.start()
+    found: list[Envelope] = []
+    while len(found) < threads * count:
+        port.poll(0.01)
+        while (result := raw.receive(0)) is not None:
+            found.append(result)
+    for sender in senders:
+        sender.join()
+    assert [r.seq for r in found] == list(range(1, threads * count + 1))
+    for number in range(threads):
+        assert [r.image for r in found if r.series == number] == list(range(count))
+
+
+def _open(producer: Producer, port: WorkerPort) -> str:
     opening = threading.Thread(target=producer.open, args=("any",))
     opening.start()
     session = next_of(port, Open).session
