@@ -37,8 +37,8 @@ def density_compensation(
     for _ in range(iterations):
         blurred = transform(transform.H(density) * window).real
         density = density / blurred.clamp_min_(1e-6)
-    real: Tensor = density.real
-    return real[0]
+    weights: Tensor = density.real[0]
+    return weights
 
 
 def radial_density(trajectory: Tensor) -> Tensor:

@@ -1,0 +1,245 @@
+"""The same reconstruction by BART and by scanside, with the same settings: image quality, agreement and time.
+
+    python benchmarks/bart_agreement.py [--threads 1] [--data FOLDER] [--json bart_agreement.json]
+
+Cases: the Shepp-Logan phantom of `bart phantom` (256 x 256, 8 coils, noise of 1 % of the brightest pixel) with a
+two-dimensional and a line mask, and, where the scanner data are at hand, a fully sampled 4-coil brain with published masks.
+The reference is the noise-free, fully sampled image combined with the coil maps in use. Both sides get the maps of
+`bart ecalib`, but for the rows named "own maps", where ours come from scanside's ESPIRiT.
+
+Seconds are the best of three. Those of BART are of the whole program, which takes about 0.2 s to start and to plan its
+transforms; ours are of the call in a running process, as a session makes it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import math
+import os
+import shutil
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scanside.engine.baselines.combine import sense_combine, zero_filled
+from scanside.engine.baselines.l1 import l1_espirit
+from scanside.engine.baselines.sense import cg_sense
+from scanside.engine.operators import CartesianSense, Fourier, Wavelet
+
+Array = NDArray[np.complex64]
+
+SETTINGS = [
+    ("CG-SENSE, r 0.005, 30 it.", "-l2 -r0.005 -i30", "cg", 0.005, 30),
+    ("CG-SENSE, r 0.05, 30 it.", "-l2 -r0.05 -i30", "cg", 0.05, 30),
+    ("L1-ESPIRiT, 0.005, 100 it.", "-R W:3:0:0.005 -i100", "l1", 0.005, 100),
+    ("L1-ESPIRiT, 0.001, 100 it.", "-R W:3:0:0.001 -i100", "l1", 0.001, 100),
+]
+REAL_MASKS = ("hggdp_cart_025", "poisson_4")
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """One scan: fully sampled k-space without added noise, what was measured, and where."""
+
+    name: str
+    full: Array
+    measured: Array
+    mask: NDArray[np.bool_]
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One line of the table; psnr in dB, times in s, `distance` = |ours - BART's| / |BART's|."""
+
+    case: str
+    method: str
+    psnr: float
+    psnr_bart: float | None
+    difference: float | None
+    distance: float | None
+    seconds: float
+    seconds_bart: float | None
+
+
+class Bart:
+    """The program, run in a folder of its own."""
+
+    def __init__(self, folder: Path, threads: int) -> None:
+        self._folder = folder
+        self._environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+
+    def __call__(self, command: str) -> float:
+        """Run a command; returns seconds."""
+        start = time.perf_counter()
+        subprocess.run(
+            ["bart", *command.split()], cwd=self._folder, env=self._environment, check=True, capture_output=True
+        )
+        return time.perf_counter() - start
+
+    def write(self, name: str, array: NDArray[np.generic]) -> None:
+        """Write an array with the axes (coil, z, y, x)."""
+        dims = [*array.shape[::-1], *[1] * (16 - array.ndim)]
+        (self._folder / f"{name}.hdr").write_text("# Dimensions\n" + " ".join(map(str, dims)) + "\n")
+        np.ascontiguousarray(array, np.complex64).tofile(self._folder / f"{name}.cfl")
+
+    def read(self, name: str) -> Array:
+        """Read an array as (coil, z, y, x)."""
+        words = (self._folder / f"{name}.hdr").read_text().split("\n")[1].split()
+        dims = [int(word) for word in words]
+        return np.fromfile(self._folder / f"{name}.cfl", np.complex64).reshape(dims[::-1]).reshape(dims[3::-1])
+
+
+def main() -> None:
+    """Run all cases, print the table, write JSON where asked for."""
+    options = _options()
+    torch.set_num_threads(options.threads)
+    if shutil.which("bart") is None:
+        raise SystemExit("the program bart is not installed; apt-get install bart")
+    rows: list[Row] = []
+    with tempfile.TemporaryDirectory() as folder:
+        bart = Bart(Path(folder), options.threads)
+        for case in _cases(bart, options.data):
+            for row in _rows(case, bart):
+                rows.append(row)
+                _print(row, header=len(rows) == 1)
+    state = {"threads": options.threads, "cores": os.cpu_count(), "load_average": os.getloadavg()}
+    print(f"{options.threads} threads of {os.cpu_count()} cores, load average {os.getloadavg()[0]:.1f}")
+    if options.json:
+        Path(options.json).write_text(
+            json.dumps({**state, "rows": [dataclasses.asdict(row) for row in rows]}, indent=1)
+        )
+
+
+def _options() -> argparse.Namespace:
+    default = Path(os.environ.get("SCANSIDE_DATA", Path(__file__).parents[2] / "shared" / "data"))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--threads", type=int, default=1, help="threads of either side")
+    parser.add_argument("--data", type=Path, default=default, help="folder of scanner data")
+    parser.add_argument("--json", help="file to write the rows to")
+    return parser.parse_args()
+
+
+def _cases(bart: Bart, data: Path) -> Iterator[Case]:
+    rng = np.random.default_rng(1)
+    bart("phantom -x256 -k -s8 full")
+    full = bart.read("full")
+    for name, mask in (("phantom, 2-D mask", _points_mask(rng)), ("phantom, line mask", _lines_mask(rng))):
+        yield _case(name, full, mask, rng, noise=0.01)
+    images, masks = data / "mri/4h_GE_4coil_images.npz", data / "mri/masks.npz"
+    if not (images.exists() and masks.exists()):
+        print(f"no brain: {images} or {masks} is absent")
+        return
+    brain = np.load(images)["coil_images"][:, None]
+    kspace = Fourier(brain.shape)(torch.from_numpy(brain)).numpy()
+    for name in REAL_MASKS:
+        mask = _with_center(np.load(masks)[name])
+        yield _case(f"brain, {name}", kspace, mask, rng, noise=0.0)
+
+
+def _case(name: str, full: Array, mask: NDArray[np.bool_], rng: np.random.Generator, noise: float) -> Case:
+    brightest = float(zero_filled(torch.from_numpy(full)).max())
+    sigma = noise * brightest / math.sqrt(2)
+    added = sigma * (rng.standard_normal(full.shape) + 1j * rng.standard_normal(full.shape))
+    net = mask.size / mask.sum()
+    return Case(f"{name}, R {net:.2f}", full, ((full + added) * mask).astype(np.complex64), mask)
+
+
+def _points_mask(rng: np.random.Generator) -> NDArray[np.bool_]:
+    y, x = np.mgrid[-1:1:256j, -1:1:256j]
+    return _with_center(rng.random((256, 256)) < 0.85 * np.clip(1 - np.hypot(y, x), 0, 1) ** 2 + 0.08)
+
+
+def _lines_mask(rng: np.random.Generator) -> NDArray[np.bool_]:
+    y = np.linspace(-1, 1, 256)
+    return _with_center(np.repeat(rng.random((256, 1)) < 0.5 * (1 - np.abs(y[:, None])) ** 2 + 0.02, 256, axis=1))
+
+
+def _with_center(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """The mask with the 24 x 24 points (or 24 lines) that the maps are calibrated on."""
+    mask = mask.astype(bool)
+    lines = bool((mask == mask[:, :1]).all())
+    mask[116:140, slice(None) if lines else slice(116, 140)] = True
+    return mask
+
+
+def _rows(case: Case, bart: Bart) -> Iterator[Row]:
+    bart.write("measured", case.measured)
+    bart("ecalib -m1 -r24 -c0 measured maps")
+    maps, data = torch.from_numpy(bart.read("maps").copy()), torch.from_numpy(case.measured)
+    truth = _truth(case, maps)
+    zero, seconds = _best(lambda: zero_filled(data, maps))
+    yield Row(case.name, "zero-filled", _psnr(zero, truth), None, None, None, seconds, None)
+    for method, command, kind, weight, iterations in SETTINGS:
+        seconds_bart = min(bart(f"pics -S {command} measured maps image") for _ in range(3))
+        theirs = torch.from_numpy(bart.read("image")[0])
+        ours, seconds = _best(lambda k=kind, w=weight, i=iterations: _ours(k, data, maps, case.mask, w, i))
+        quality, quality_bart = _psnr(ours, truth), _psnr(theirs, truth)
+        distance = float((ours - theirs).norm() / theirs.norm())
+        yield Row(case.name, method, quality, quality_bart, quality - quality_bart, distance, seconds, seconds_bart)
+    yield from _own_maps(case, data)
+
+
+def _own_maps(case: Case, data: torch.Tensor) -> Iterator[Row]:
+    """The first and the third setting with our own coil maps."""
+    from scanside.engine.preparation.coil_maps import espirit
+
+    shape = (1, *case.mask.shape)
+    maps, seconds = _best(lambda: espirit(data[:, :, 116:140, 116:140].contiguous(), shape, crop=0.0))
+    truth = _truth(case, maps)
+    for method, _, kind, weight, iterations in SETTINGS[::2]:
+        ours, more = _best(lambda k=kind, w=weight, i=iterations: _ours(k, data, maps, case.mask, w, i))
+        yield Row(case.name, f"{method} own maps", _psnr(ours, truth), None, None, None, seconds + more, None)
+
+
+def _ours(
+    kind: str, data: torch.Tensor, maps: torch.Tensor, mask: NDArray[np.bool_], weight: float, iterations: int
+) -> torch.Tensor:
+    operator = CartesianSense(maps, torch.from_numpy(mask))
+    if kind == "cg":
+        return cg_sense(operator, data, iterations=iterations, regularization=weight)
+    wavelet = Wavelet(operator.domain, wavelet="db2")
+    return l1_espirit(operator, data, weight=weight, iterations=iterations, wavelet=wavelet)
+
+
+def _truth(case: Case, maps: torch.Tensor) -> torch.Tensor:
+    full = torch.from_numpy(case.full)
+    return sense_combine(Fourier(full.shape).H(full), maps)
+
+
+def _psnr(image: torch.Tensor, truth: torch.Tensor) -> float:
+    """Of magnitudes, the peak being that of the reference, in dB."""
+    mean = float((image.abs() - truth.abs()).square().mean())
+    return 10 * math.log10(float(truth.abs().max()) ** 2 / mean)
+
+
+def _best(call: Callable[[], torch.Tensor]) -> tuple[torch.Tensor, float]:
+    seconds = math.inf
+    for _ in range(3):
+        start = time.perf_counter()
+        result = call()
+        seconds = min(seconds, time.perf_counter() - start)
+    return result, seconds
+
+
+def _print(row: Row, *, header: bool) -> None:
+    if header:
+        print(f"{'case':32} {'method':38} {'PSNR':>6} {'BART':>6} {'diff':>6} {'dist':>8} {'s':>7} {'s BART':>7}")
+    theirs = ["", "", "", ""]
+    if row.psnr_bart is not None:
+        numbers = f"{row.psnr_bart:.2f} {row.difference:+.2f} {row.distance:.1e} {row.seconds_bart:.2f}"
+        theirs = numbers.split()
+    print(
+        f"{row.case:32} {row.method:38} {row.psnr:6.2f} {theirs[0]:>6} {theirs[1]:>6} {theirs[2]:>8} "
+        f"{row.seconds:7.3f} {theirs[3]:>7}"
+    )
+
+
+if __name__ == "__main__":
+    main()
