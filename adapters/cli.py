@@ -1,0 +1,403 @@
+"""The command line: names, options and help of the commands. What they do is imported when they run.
+
+Errors are one line on stderr: exit code 2 for what the user can correct on the command line or in a configuration, 1 for
+everything that went wrong later, 130 after Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+from scanside.engine.errors import ConfigError, ScansideError
+from typer.core import TyperGroup
+
+__all__ = ["app", "check", "demo", "doctor", "list_", "main", "run", "send", "serve", "show"]
+
+_UsageError = typer.BadParameter.__base__ or typer.BadParameter
+"""What is raised for a wrong option, whichever package has the parser."""
+_GLUED = re.compile(r"(-[A-Za-z])=(.+)", re.DOTALL)
+"""`-p=9002`, as OpenRecon's command lines have it."""
+
+
+class _Group(TyperGroup):
+    """Turns errors into one line on stderr and an exit code."""
+
+    debug = False
+
+    def main(self, args: Sequence[str] | None = None, *rest: Any, **extra: Any) -> Any:  # noqa: ANN401 - as the base has it
+        words = sys.argv[1:] if args is None else list(args)
+        extra["standalone_mode"] = False
+        try:
+            code = super().main(_unglued(words), *rest, **extra)
+        except _UsageError as error:
+            code = _complain(error.format_message(), 2)  # type: ignore[attr-defined]
+        except ConfigError as error:
+            code = self._failed(error, str(error), 2)
+        except ScansideError as error:
+            code = self._failed(error, str(error), 1)
+        except OSError as error:
+            code = self._failed(error, _told(error), 1)
+        sys.exit(code if isinstance(code, int) else 0)
+
+    def invoke(self, ctx: Any) -> Any:  # noqa: ANN401 - as the base has it
+        self.debug = bool(ctx.params.get("debug"))
+        return super().invoke(ctx)
+
+    def _failed(self, error: Exception, text: str, code: int) -> int:
+        if self.debug:
+            raise error
+        return _complain(text, code)
+
+
+def _unglued(words: list[str]) -> list[str]:
+    """The words with `-p=9002` written as `-p 9002`."""
+    found = ((word, _GLUED.fullmatch(word)) for word in words)
+    return [part for word, glued in found for part in (glued.groups() if glued else (word,))]
+
+
+def _complain(text: str, code: int) -> int:
+    line = " ".join(text.split())
+    typer.echo(f"scanside: {line}", err=True)
+    return code
+
+
+def _told(error: OSError) -> str:
+    if error.strerror is None:
+        return str(error)
+    return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+
+
+def _examples(*lines: str) -> str:
+    return "\b\n[bold]Examples[/]\n" + "\n".join(f"  {line}" for line in lines)
+
+
+app = typer.Typer(
+    name="scanside",
+    cls=_Group,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog=_examples(
+        "scanside demo                                  see it work, in under a minute",
+        "scanside serve                                 wait for scanners on port 9002",
+        "scanside send scan.h5 -c mri/sense -o out.h5   play a stored scan to it",
+        "scanside run -i scan.h5 -o out.h5              the same without a server",
+    ),
+)
+config_app = typer.Typer(
+    help="Look at configurations, or check one.",
+    epilog=_examples(
+        "scanside config list", "scanside config show mri/sense --effective", "scanside config check mine.toml"
+    ),
+)
+app.add_typer(config_app, name="config")
+
+_Configs = Annotated[
+    list[Path] | None,
+    typer.Option("--configs", metavar="DIR", help="Folder with more configurations (DIR/mri/mine.toml is mri/mine)."),
+]
+_Values = Annotated[
+    list[str] | None,
+    typer.Option("-P", "--parameter", metavar="NAME=VALUE", help="Replace a value of the configuration; may repeat."),
+]
+_Png = Annotated[Path | None, typer.Option("--png", metavar="DIR", help="Write each image as a PNG into this folder.")]
+
+
+@app.callback(invoke_without_command=True)
+def _root(
+    ctx: typer.Context,
+    *,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,  # noqa: ARG001
+    version: Annotated[bool, typer.Option("--version", help="Show the version and exit.")] = False,
+) -> None:
+    """Scanner-side streaming reconstruction: raw data in while the scan runs, images out by the deadline."""
+    if version:
+        typer.echo(f"scanside {_version()}")
+        raise typer.Exit
+    if ctx.invoked_subcommand is None:
+        typer.echo(ctx.get_help())
+
+
+def _version() -> str:
+    try:
+        return metadata.version("scanside")
+    except metadata.PackageNotFoundError:
+        return "(not installed)"
+
+
+@app.command(
+    epilog=_examples(
+        "scanside serve",
+        "scanside serve -H 0.0.0.0 --insecure -d mri/sense   on a closed network",
+        "scanside serve -p=9002 -v -l=/tmp/log --defaultConfig=openrecon",
+    )
+)
+def serve(
+    *,
+    port: Annotated[int, typer.Option("-p", "--port", min=0, max=65535, help="For scanners; 0: any free one.")] = 9002,
+    host: Annotated[str, typer.Option("-H", "--host", help="Address to listen on.")] = "127.0.0.1",
+    default: Annotated[
+        str | None,
+        typer.Option(
+            "-c",
+            "--config",
+            "-d",
+            "--default",
+            "--defaultConfig",
+            metavar="NAME",
+            help="Configuration for scans that ask for one that is not installed; without it they are refused.",
+        ),
+    ] = None,
+    configs: _Configs = None,
+    dialect: Annotated[
+        Literal["auto", "gadgetron", "fire"], typer.Option(help="How consoles are spoken to; auto: by what they send.")
+    ] = "auto",
+    failure: Annotated[
+        Literal["close", "abort"],
+        typer.Option(help="How a failed session ends: with CLOSE, or (FIRE, OpenRecon) by dropping the connection."),
+    ] = "close",
+    workers: Annotated[int, typer.Option(min=1, max=64, help="Engine processes.")] = 1,
+    threads: Annotated[int, typer.Option(min=0, help="Processor threads per engine process; 0: all cores.")] = 0,
+    metrics_host: Annotated[str, typer.Option(help="Address of metrics and health checks.")] = "127.0.0.1",
+    metrics_port: Annotated[int, typer.Option(min=0, max=65535, help="Their port; 0: any free one.")] = 9091,
+    metrics: Annotated[bool, typer.Option(help="Serve metrics and health checks.")] = True,
+    bus: Annotated[
+        str | None, typer.Option(metavar="ENDPOINT", help="ZeroMQ endpoint for other producers, tcp://127.0.0.1:9003.")
+    ] = None,
+    insecure: Annotated[bool, typer.Option("--insecure", help="Allow addresses that other hosts can reach.")] = False,
+    idle: Annotated[float, typer.Option(min=0, metavar="SECONDS", help="End silent sessions after; 0: never.")] = 0.0,
+    verbose: Annotated[bool, typer.Option("-v", "--verbose", help="Log more.")] = False,
+    logfile: Annotated[Path | None, typer.Option("-l", "--logfile", help="Append the log to this file.")] = None,
+) -> None:
+    """Wait for scanners and reconstruct what they send."""
+    from .commands.serve import ServeOptions, run_server
+    from .logs import configure_logging
+
+    configure_logging("debug" if verbose else "info", logfile)
+    run_server(
+        ServeOptions(
+            host=host,
+            port=port,
+            default_config=default,
+            config_folders=tuple(configs or ()),
+            dialect=dialect,
+            failure=failure,
+            workers=workers,
+            threads=threads,
+            metrics_host=metrics_host,
+            metrics_port=metrics_port if metrics else None,
+            bus=bus,
+            insecure=insecure,
+            idle_seconds=idle,
+        )
+    )
+
+
+@app.command(
+    epilog=_examples(
+        "scanside send scan.h5 -o out.h5 --png pictures",
+        "scanside send scan.h5 -c mri/sense --pace-ms 3   at the pace of a scanner",
+        "scanside send -a 10.0.0.7 -p 9002 -f scan.h5 -c default.xml -o out.h5",
+        "scanside send -Q gadgetron::version              ask the server something",
+    )
+)
+def send(
+    scan: Annotated[Path | None, typer.Argument(metavar="FILE", help="ISMRMRD file.", show_default=False)] = None,
+    *,
+    filename: Annotated[Path | None, typer.Option("-f", "--filename", help="The same as FILE.")] = None,
+    address: Annotated[str, typer.Option("-a", "--address", help="Host of the server.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option("-p", "--port", min=1, max=65535, help="Port of the server.")] = 9002,
+    outfile: Annotated[
+        Path | None, typer.Option("-o", "--outfile", help="Write the images to this ISMRMRD file.")
+    ] = None,
+    in_group: Annotated[str, typer.Option("-g", "--in-group", help="Group of the scan in its file.")] = "dataset",
+    out_group: Annotated[
+        str, typer.Option("-G", "--out-group", help="Group to write; date and time without it.", show_default=False)
+    ] = "",
+    config: Annotated[str, typer.Option("-c", "--config", help="Configuration that the server knows.")] = "default",
+    config_local: Annotated[
+        Path | None, typer.Option("-C", "--config-local", help="Send this file as the configuration.")
+    ] = None,
+    values: Annotated[
+        list[str] | None,
+        typer.Option("--parameter", metavar="NAME=VALUE", help="Send as OpenRecon's parameters; may repeat."),
+    ] = None,
+    loops: Annotated[int, typer.Option("-l", "--loops", min=1, help="Sessions, one after the other.")] = 1,
+    timeout: Annotated[int, typer.Option("-t", "--timeout", min=1, help="Longest silence of the server, ms.")] = 10000,
+    bits: Annotated[
+        int, typer.Option("-P", "--precision", min=0, max=32, help="Compress to so many bits per float; 0: do not.")
+    ] = 0,
+    pace_ms: Annotated[float, typer.Option(min=0, help="Milliseconds between readouts; 0: at once.")] = 0.0,
+    rate: Annotated[float, typer.Option(min=0, help="The same as readouts per second.")] = 0.0,
+    waveforms: Annotated[bool, typer.Option("-w", "--waveforms", help="Send the file's waveforms, too.")] = False,
+    png: _Png = None,
+    dicom: Annotated[Path | None, typer.Option(metavar="DIR", help="Keep DICOM files that come back here.")] = None,
+    query: Annotated[
+        str | None, typer.Option("-Q", "--info", metavar="KEY", help="Print the answer to a query.")
+    ] = None,
+    dependency: Annotated[bool, typer.Option("-q", "--query", help="Print the answer about a noise scan.")] = False,
+    verbose: Annotated[bool, typer.Option("-v", "--verbose", help="A line for each image.")] = False,
+) -> None:
+    """Play a stored scan to any MRD server, with the letters of gadgetron_ismrmrd_client."""
+    from .commands import send as work
+    from .commands.output import Output, pairs
+
+    if query is not None:
+        work.ask(address, port, query, timeout / 1e3)
+        return
+    if pace_ms and rate:
+        raise typer.BadParameter("--pace-ms and --rate say the same thing; give one of them")
+    options = work.SendOptions(
+        host=address,
+        port=port,
+        file=Path() if dependency else _one(scan, filename, "a file to send"),
+        group=in_group,
+        output=Output(file=outfile, group=out_group, png=png),
+        config=config,
+        config_file=config_local,
+        parameters=pairs(values, "--parameter"),
+        loops=loops,
+        timeout=timeout / 1e3,
+        interval=1 / rate if rate else pace_ms / 1e3,
+        bits=bits,
+        waveforms=waveforms,
+        dicom=dicom,
+        verbose=verbose,
+    )
+    raise typer.Exit(work.ask_dependency(options) if dependency else work.send_file(options))
+
+
+def _one(first: Path | None, second: Path | None, what: str) -> Path:
+    """The one of two spellings that was used."""
+    if (first is None) == (second is None):
+        raise typer.BadParameter(f"expected {what}, once")
+    return first or second or Path()
+
+
+@app.command(
+    epilog=_examples(
+        "scanside run -i scan.h5 -o out.h5",
+        "scanside run scan.h5 -c mri/l1_espirit -P reconstruction.iterations=100 --png pictures",
+    )
+)
+def run(
+    scan: Annotated[Path | None, typer.Argument(metavar="FILE", help="ISMRMRD file.", show_default=False)] = None,
+    *,
+    infile: Annotated[Path | None, typer.Option("-i", "--input", help="The same as FILE.")] = None,
+    outfile: Annotated[
+        Path | None, typer.Option("-o", "--output", help="Write the images to this ISMRMRD file.")
+    ] = None,
+    in_group: Annotated[str, typer.Option("-g", "--in-group", help="Group of the scan in its file.")] = "dataset",
+    out_group: Annotated[str, typer.Option("-G", "--out-group", help="Group to write.")] = "dataset",
+    config: Annotated[str, typer.Option("-c", "--config", help="Configuration.")] = "default",
+    values: _Values = None,
+    configs: _Configs = None,
+    png: _Png = None,
+    threads: Annotated[int, typer.Option(min=0, help="Processor threads; 0: all cores.")] = 0,
+) -> None:
+    """Reconstruct a stored scan without a server."""
+    from .commands.output import Output, pairs
+    from .commands.run import RunOptions, run_file
+
+    options = RunOptions(
+        file=_one(scan, infile, "a file to reconstruct"),
+        group=in_group,
+        output=Output(file=outfile, group=out_group, png=png),
+        config=config,
+        overrides=pairs(values, "-P"),
+        folders=configs or (),
+        threads=threads,
+    )
+    raise typer.Exit(run_file(options))
+
+
+@config_app.command("list", epilog=_examples("scanside config list", "scanside config list | cut -f 1"))
+def list_(*, configs: _Configs = None) -> None:
+    """List the configurations."""
+    from .commands.configs import list_configs
+
+    list_configs(configs or ())
+
+
+@config_app.command(
+    epilog=_examples(
+        "scanside config show mri/sense", "scanside config show default --effective -P output.image=complex"
+    )
+)
+def show(
+    name: Annotated[str, typer.Argument(help="Name or other name of a configuration.")],
+    *,
+    effective: Annotated[bool, typer.Option("--effective", help="All values, those by default too.")] = False,
+    values: _Values = None,
+    configs: _Configs = None,
+) -> None:
+    """Show the values of a configuration, each with its origin."""
+    from .commands.configs import show_config
+    from .commands.output import pairs
+
+    show_config(name, configs or (), pairs(values, "-P"), effective=effective)
+
+
+@config_app.command(epilog=_examples("scanside config check mine.toml"))
+def check(file: Annotated[Path, typer.Argument(help="TOML file.")]) -> None:
+    """Say whether a file is a valid configuration."""
+    from .commands.configs import check_config
+
+    check_config(file)
+
+
+@app.command(epilog=_examples("scanside doctor", "scanside doctor && scanside serve"))
+def doctor() -> None:
+    """Show what this machine has, which fast paths are active, and what to do about those that are not."""
+    from .doctor import report
+
+    raise typer.Exit(report())
+
+
+@app.command(
+    epilog=_examples(
+        "scanside demo",
+        "scanside demo --frames 40 --acceleration 6 --config mri/l1_espirit",
+        "scanside demo --file scan.h5 --tr-ms 5",
+    )
+)
+def demo(
+    *,
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for images and pictures.")] = Path("scanside-demo"),
+    file: Annotated[Path | None, typer.Option(help="Stream this ISMRMRD file instead of a simulated scan.")] = None,
+    config: Annotated[str, typer.Option("-c", "--config", help="Configuration.")] = "default",
+    matrix: Annotated[int, typer.Option(min=16, max=1024, help="Pixels per side.")] = 256,
+    coils: Annotated[int, typer.Option(min=1, max=128, help="Receive coils.")] = 8,
+    acceleration: Annotated[int, typer.Option(min=1, max=16, help="Every n-th line is measured.")] = 4,
+    frames: Annotated[int, typer.Option(min=1, max=1000, help="Repetitions.")] = 12,
+    tr_ms: Annotated[float, typer.Option(min=0, help="Milliseconds between readouts.")] = 3.0,
+) -> None:
+    """Stream a scan through a real server at a real pace, and compare what comes back with the truth."""
+    from .demo import DemoOptions, run_demo
+
+    options = DemoOptions(
+        out=out,
+        file=file,
+        config=config,
+        matrix=matrix,
+        coils=coils,
+        acceleration=acceleration,
+        frames=frames,
+        interval=tr_ms / 1e3,
+    )
+    raise typer.Exit(run_demo(options))
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    app(prog_name="scanside")
+
+
+if __name__ == "__main__":
+    main()
