@@ -31,14 +31,16 @@ def l1_espirit(
     wavelet: Wavelet | None = None,
     scale: float | Tensor | None = None,
     step: float | Tensor | None = None,
-    seed: int = 0,
+    seed: int | None = 0,
 ) -> Tensor:
     """Minimize 1/2 |A x - data/s|^2 + weight |W x|_1 by FISTA; the image is s x. (Uecker et al., MRM 71, 2014.)
 
     operator: A, such as `CartesianSense` with ESPIRiT maps. data: shape (*batch, *operator.range).
     weight: the threshold for an image whose bright parts are about 1, as in `bart pics -S -R W:3:0:weight`.
     wavelet: W, by default db4 along y and x, and z in 3-D; BART's is `Wavelet(shape, wavelet="db2")`. Real and imaginary
-    part share one threshold, on their magnitude. The image is turned by new random shifts, from `seed`, at each iteration.
+    part share one threshold, on their magnitude. The image is turned by new random shifts, from `seed`, at each iteration;
+    None leaves it in place, as `bart pics -n` does. The shifts gain 1 dB or more, and leave an image that varies with the
+    seed by a few tenths of a dB.
     scale: s, by default `intensity_scale(operator, data)`, as in BART. step: of the gradient, by default 0.95 over a bound
     of the largest eigenvalue of A^H A. Returns the image, shape (*batch, *operator.domain), contiguous.
     """
@@ -57,15 +59,17 @@ def l1_espirit_steps(
     wavelet: Wavelet | None = None,
     scale: float | Tensor | None = None,
     step: float | Tensor | None = None,
-    seed: int = 0,
+    seed: int | None = 0,
 ) -> Iterator[Tensor]:
     """Yield the image after each iteration of `l1_espirit`."""
     scale = intensity_scale(operator, data) if scale is None else scale
     transform = _default_wavelet(operator) if wavelet is None else wavelet
-    shifts = random.Random(seed)  # noqa: S311 nothing secret
+    shifts = None if seed is None else random.Random(seed)  # noqa: S311 nothing secret
 
     def proximal(x: Tensor, length: float | Tensor) -> Tensor:
-        turned = transform.shifted([shifts.randrange(transform.period) for _ in transform.axes])
+        turned = transform
+        if shifts is not None:
+            turned = transform.shifted([shifts.randrange(transform.period) for _ in transform.axes])
         return turned.H(soft_threshold(turned(x), weight * length))
 
     if step is None and isinstance(operator, CartesianSense):

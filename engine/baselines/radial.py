@@ -37,8 +37,7 @@ def density_compensation(
     for _ in range(iterations):
         blurred = transform(transform.H(density) * window).real
         density = density / blurred.clamp_min_(1e-6)
-    weights: Tensor = density.real[0]
-    return weights
+    return density.real[0]
 
 
 def radial_density(trajectory: Tensor) -> Tensor:
@@ -53,7 +52,8 @@ def radial_density(trajectory: Tensor) -> Tensor:
         )
     radius = torch.linalg.vector_norm(trajectory, dim=-1)
     width = torch.linalg.vector_norm(trajectory.diff(dim=1), dim=-1).mean(dim=1, keepdim=True)
-    return torch.maximum(radius, width / 4) * width * (math.pi / len(trajectory))
+    ring: Tensor = torch.maximum(radius, width / 4) * width * (math.pi / len(trajectory))
+    return ring
 
 
 def gridding(
@@ -73,7 +73,7 @@ def gridding(
     if weights is None:
         weights = density_compensation(trajectory, shape, accuracy=accuracy)
     transform = NonUniformFourier(trajectory, (kspace.shape[-4], *shape), accuracy=accuracy)
-    images = transform.H(kspace * weights)
+    images = transform.H(kspace * weights.to(kspace.device))
     return root_sum_of_squares(images) if maps is None else sense_combine(images, maps)
 
 

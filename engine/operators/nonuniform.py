@@ -64,7 +64,7 @@ class NonUniformFourier(LinearOperator):
         return 1 / math.sqrt(math.prod(self._pixels))
 
     def _run(self, kind: int, x: Tensor, shape: Sequence[int]) -> Tensor:
-        array = x.reshape(-1, *shape).cpu().contiguous().numpy()
+        array = x.reshape(-1, *shape).cpu().resolve_conj().contiguous().numpy()
         if kind == 1:
             array = array.reshape(len(array), -1)
         key = (kind, len(array), array.dtype)

@@ -75,7 +75,7 @@ class Wavelet(LinearOperator):
     def _forward(self, x: Tensor) -> Tensor:
         if self._shift is not None:
             x = torch.roll(x, self._shift, self._axes)
-        rest = self._filled(x.cpu().numpy())
+        rest = self._filled(x.cpu().resolve_conj().numpy())
         coefficients = np.empty_like(rest)
         for level in range(1, self._levels + 1):
             parts = pywt.dwtn(rest, self._wavelet, "periodization", self._axes)  # type: ignore[no-untyped-call]
@@ -86,7 +86,7 @@ class Wavelet(LinearOperator):
         return torch.from_numpy(coefficients).to(x.device)
 
     def _backward(self, y: Tensor) -> Tensor:
-        coefficients = y.cpu().numpy()
+        coefficients = y.cpu().resolve_conj().numpy()
         rest = coefficients[self._box(self._bands[0], self._levels)]
         for level in range(self._levels, 0, -1):
             parts = {band: coefficients[self._box(band, level)] for band in self._bands[1:]}

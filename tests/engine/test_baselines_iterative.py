@@ -379,9 +379,11 @@ def test_cg_sense_is_that_of_bart(bart, small_scan, regularization):
 
 
 @pytest.mark.peer
-def test_l1_espirit_is_as_good_as_that_of_bart(bart, small_scan):
+@pytest.mark.parametrize(("option", "seed"), [("-n", None), ("", 0)])
+def test_l1_espirit_is_as_good_as_that_of_bart(bart, small_scan, option, seed):
     image, operator, maps, data = small_scan
-    theirs = bart("pics -S -R W:3:0:0.005 -i100 k s", k=data, s=maps)
-    ours = l1_espirit(operator, data, weight=0.005, iterations=100, wavelet=Wavelet(operator.domain, wavelet="db2"))
+    theirs = bart(f"pics -S {option} -R W:3:0:0.005 -i100 k s", k=data, s=maps)
+    wavelet = Wavelet(operator.domain, wavelet="db2")
+    ours = l1_espirit(operator, data, weight=0.005, iterations=100, wavelet=wavelet, seed=seed)
     assert abs(psnr(ours, image) - psnr(theirs, image)) < 0.3
     assert error(ours[0], torch.from_numpy(theirs)) < 0.05

@@ -101,6 +101,12 @@ def test_integer_frequencies_are_those_of_the_fourier_operator():
     assert error(NonUniformFourier(trajectory, x.shape, accuracy=1e-12)(x), Fourier(x.shape, dtype=DOUBLE)(x)) < 1e-10
 
 
+def test_conjugate_views_are_taken():
+    x = random(1, 32, 32)
+    for operator in (NonUniformFourier(random_trajectory((32, 32), 1), x.shape), Wavelet(x.shape)):
+        assert error(operator(x.conj()), operator(x.conj().resolve_conj())) == 0
+
+
 def test_wrong_trajectories_are_refused():
     with pytest.raises(ValueError, match="readouts, samples"):
         NonUniformFourier(torch.zeros(7, 2), (1, 8, 8))
