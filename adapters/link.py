@@ -180,6 +180,10 @@ class Station:
         self.link = link
         self._outbox: Outbox[tuple[Envelope, Sequence[Bytes]]] = Outbox()
         self._owner = 0
+        self._for_input, self._for_room = zmq.Poller(), zmq.Poller()
+        self._for_input.register(link.socket, zmq.POLLIN)
+        self._for_input.register(self._outbox.fd, zmq.POLLIN)
+        self._for_room.register(link.socket, zmq.POLLIN | zmq.POLLOUT)
 
     def adopt(self) -> None:
         """Make the calling thread the one that polls, before anything is posted."""
@@ -220,12 +224,7 @@ class Station:
         return self._drain()
 
     def _wait(self, timeout: float) -> None:
-        poller = zmq.Poller()
-        if self.link.waiting:
-            poller.register(self.link.socket, zmq.POLLIN | zmq.POLLOUT)
-        else:
-            poller.register(self.link.socket, zmq.POLLIN)
-            poller.register(self._outbox.fd, zmq.POLLIN)
+        poller = self._for_room if self.link.waiting else self._for_input
         poller.poll(math.ceil(timeout * 1e3))
 
     def wake(self) -> None:
