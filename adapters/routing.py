@@ -111,10 +111,12 @@ class _Session:
 
     @property
     def key(self) -> str:
+        """The session id."""
         return self.request.session
 
     @property
     def over(self) -> bool:
+        """Whether both sides have said `end`."""
         return self.up.ended and self.down.ended
 
 
