@@ -52,7 +52,7 @@ def _root_of_squares(images: Iterable[Tensor]) -> Tensor:
     # Squares of real and imaginary parts, coil after coil: five times as fast on a CPU as abs() of all coils.
     total: Tensor | None = None
     for image in images:
-        part = torch.view_as_real(image)
+        part = torch.view_as_real(image.resolve_conj())
         total = part * part if total is None else total.addcmul_(part, part)
     if total is None:
         raise ValueError("images hold no coil")

@@ -80,7 +80,7 @@ def l1_espirit_steps(
 
 def soft_threshold(x: Tensor, threshold: float | Tensor) -> Tensor:
     """Shrink each magnitude by `threshold`, to 0 at least; real or complex, any shape."""
-    size = torch.linalg.vector_norm(torch.view_as_real(x), dim=-1) if x.is_complex() else x.abs()
+    size = torch.linalg.vector_norm(torch.view_as_real(x.resolve_conj()), dim=-1) if x.is_complex() else x.abs()
     factor = 1 - threshold / size.clamp_min(torch.finfo(size.dtype).tiny)
     return x * factor.clamp_min_(0)
 

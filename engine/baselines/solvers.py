@@ -51,7 +51,7 @@ def conjugate_gradient_steps(
     It is the working buffer, which the next iteration overwrites; `clone` what is to be kept.
     """
     _check_iterations(iterations)
-    axes = len(gram.domain)
+    axes, right_side = len(gram.domain), right_side.resolve_conj()
     if initial is None:
         x, residual = torch.zeros_like(right_side), right_side.clone()
     else:
@@ -61,7 +61,7 @@ def conjugate_gradient_steps(
     for _ in range(iterations):
         image = gram(direction)
         if regularization:
-            image.add_(direction, alpha=regularization)
+            image = torch.add(image, direction, alpha=regularization)  # a gram may answer with its argument itself
         step = _ratio(energy, _inner(direction, image, axes))
         x.addcmul_(direction, step)
         residual.addcmul_(image, -step)
