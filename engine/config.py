@@ -51,7 +51,7 @@ class PreparationConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True)
     """Crop the readout to the reconstructed field of view."""
     compressed_channels: Annotated[int, msgspec.Meta(ge=0)] = 0
     """Virtual coils to keep; 0 keeps all. Learned from the calibration of the first frame."""
-    partial_fourier: Literal["homodyne", "pocs", "zero_filled"] = "homodyne"
+    partial_fourier: Literal["pocs", "homodyne", "zero_filled"] = "pocs"
     """How rows that a partial Fourier scan leaves out are filled."""
     fold_on_arrival: bool = True
     """Transform each line along the encoding direction as it arrives, whenever no other data waits."""

@@ -86,11 +86,10 @@ class CartesianLane:
         self.coils = self.channels if matrix is None else int(matrix.shape[0])
         self.transform = ReadoutTransform(self.layout, self.channels, matrix)
         self.opened: dict[FrameKey, CartesianFrame] = {}
-        self.calibrations: dict[int, tuple[FrameKey, CartesianFrame]] = {}
+        self.calibrations: dict[FrameKey, tuple[FrameKey, CartesianFrame]] = {}
         self._announced = self.layout.announced()
         self._covering = bool(self._announced.any())
         self._trigger = TriggerPolicy(config.trigger, self.layout.averages)
-        self._refresh = config.coil_maps.refresh == "frame"
         self._fold = config.preparation.fold_on_arrival
         self._limits = limits
         self._last: dict[FrameKey, CartesianFrame] = {}
@@ -112,18 +111,24 @@ class CartesianLane:
             yield from self._close(self._trigger.flagged(part.headers[-1], key, list(self.opened)), "flag")
 
     def calibration(self, run: Run) -> None:
-        """Keep the calibration readouts of a run. The first frame of a slice supplies them, or each one with refresh."""
+        """Keep the calibration readouts of a run; those of a later repetition take the place of earlier ones."""
         self._check(run)
         key = frame_key(run.headers[0])
-        owner, frame = self.calibrations.get(key.slice, (None, None))
+        place = msgspec.structs.replace(key, repetition=0)
+        owner, frame = self.calibrations.get(place, (key, None))
         if frame is None:
             frame = self._new()
         elif owner != key:
-            if not self._refresh:
-                return
             frame.clear()
-        self.calibrations[key.slice] = (key, frame)
+        self.calibrations[place] = (key, frame)
         self._fill(frame, run, fold=False)
+
+    def calibration_of(self, key: FrameKey) -> tuple[FrameKey, CartesianFrame] | None:
+        """Calibration lines for a frame, and the frame that they were measured with: its own, or others of its slice."""
+        own = self.calibrations.get(msgspec.structs.replace(key, repetition=0))
+        if own is not None:
+            return own
+        return next((held for place, held in self.calibrations.items() if place.slice == key.slice), None)
 
     def finish(self) -> Iterator[ClosedFrame]:
         """End every frame that is still open, in the order of their counters."""
@@ -196,7 +201,7 @@ class CartesianLane:
     def _fill(self, frame: CartesianFrame, run: Run, *, fold: bool = True) -> None:
         # working ahead pays only line by line: a batch is transformed faster as a whole when the frame closes
         ahead = fold and self._fold and run.idle and len(run.headers) <= 2
-        for part, lines in self.transform.lines(run.samples, run.reverse):
+        for part, lines in self.transform.lines(run.samples, run.headers):
             frame.add(lines, run.headers[part], run.received, fold=ahead)
 
     def _covered(self, frame: CartesianFrame) -> bool:

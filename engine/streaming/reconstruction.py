@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import msgspec
+import numpy as np
 import torch
 
 from ..baselines.combine import root_sum_of_squares
@@ -9,9 +11,11 @@ from ..baselines.grappa import Grappa
 from ..baselines.l1 import l1_espirit
 from ..baselines.sense import UniformSense, cg_sense
 from ..config import SystemConfig
+from ..messages import FrameKey
 from ..operators.cartesian import CartesianSense
 from ..preparation.coil_maps import espirit
 from ..preparation.filters import resize_image
+from ..preparation.partial_fourier import SampledRange, homodyne, pocs
 from .frames import CartesianFrame
 from .lanes import CartesianLane, ClosedFrame
 from .layout import CartesianLayout
@@ -21,6 +25,9 @@ from .sampling import Sampling, central_block
 __all__ = ["CartesianReconstructor"]
 
 NEEDS_MAPS = frozenset({"sense", "cg_sense", "l1_espirit"})
+POCS_ITERATIONS = 2
+"""More follow the low-resolution phase further than anatomy does: 0.064 NRMSE after 2, 0.082 after 10, 0.078 zero-filled
+(SIAT brains, 5/8 of the rows)."""
 UNIFORM_WEIGHT = 1e-3
 """Weight of the closed form, relative to the sensitivities' sum of squares of one: only keeps it finite where nothing is."""
 
@@ -41,16 +48,20 @@ class CartesianReconstructor:
         self._uniform: dict[int, tuple[object, UniformSense]] = {}
         self._grappa: dict[int, tuple[object, Grappa]] = {}
 
-    def look_ahead(self, lane: CartesianLane, where: int) -> None:
-        """Estimate the coil maps of slice `where` as soon as its calibration lines are in, while the scan goes on."""
-        if where in self._maps or not self._wants_maps(lane):
+    def look_ahead(self, lane: CartesianLane, key: FrameKey) -> None:
+        """Estimate the coil maps of a slice as soon as its calibration lines are in, while the scan goes on."""
+        if key.slice in self._maps or not self._wants_maps(lane):
             return
-        frame = self._calibration_frame(lane, where)
+        held = lane.calibration_of(key)
+        frame = lane.opened.get(key) if held is None else held[1]
         if frame is None:
             return
-        block = central_block(frame.mask, self._lines)
-        if block is not None and block[1].stop - block[1].start >= min(self._lines, self.layout.height):
-            self._maps[where] = self._estimate(frame, block)
+        size = min(self._lines, self.layout.height)
+        first = self.layout.height // 2 - size // 2
+        block = central_block(frame.mask, size)
+        # only exactly the central lines: which lines the maps come from must not depend on how the data was cut
+        if block is not None and block[1] == slice(first, first + size):
+            self._maps[key.slice] = self._estimate(frame, block)
 
     def reconstruct(self, lane: CartesianLane, closed: ClosedFrame) -> Reconstruction:
         """Image of a closed frame. Data that is not finite is taken out once, and the image says so."""
@@ -81,22 +92,27 @@ class CartesianReconstructor:
         return closed.frame
 
     def _attempt(self, lane: CartesianLane, closed: ClosedFrame, frame: CartesianFrame, reason: str) -> Reconstruction:
-        clock, where = StageClock(), closed.key.slice
+        clock, key = StageClock(), closed.key
         sampling = Sampling.of(frame.mask, self.layout)
         method = self._choose(sampling)
         if method in NEEDS_MAPS:
             with clock.stage("coil_maps"):
-                found = self._ensure_maps(lane, frame, where)
+                found = self._ensure_maps(lane, frame, key)
             if not found:
                 method, reason = "zero_filled", reason or "no_calibration"
-        if method == "grappa" and self._calibration_block(lane, frame, where) is None:
+        if method == "grappa" and self._calibration_block(lane, frame, key) is None:
             method, reason = "zero_filled", reason or "no_calibration"
         with clock.stage("reconstruction"):
-            image = self._solve(method, lane, frame, sampling, where)
+            image = self._solve(method, lane, frame, sampling, key)
         with clock.stage("finish"):
             if image.is_complex():
                 image = self._resized(self._filled(image, sampling))
-        return self._result(image, self._named(method, sampling), sampling, frame, clock, reason)
+        result = self._result(image, self._named(method, sampling), sampling, frame, clock, reason)
+        extra = self._embedded(lane, key)
+        if extra is None:
+            return result
+        lines = int((frame.mask | extra.mask).sum())
+        return msgspec.structs.replace(result, acceleration=frame.mask.size / lines)
 
     def _result(
         self,
@@ -129,24 +145,38 @@ class CartesianReconstructor:
         return "root_sum_of_squares" if method == "zero_filled" and sampling.full else method
 
     def _solve(
-        self, method: str, lane: CartesianLane, frame: CartesianFrame, sampling: Sampling, where: int
+        self, method: str, lane: CartesianLane, frame: CartesianFrame, sampling: Sampling, key: FrameKey
     ) -> torch.Tensor:
         settings = self.config.reconstruction
         if method == "zero_filled":
             return self._root_sum_of_squares(self._coil_images(frame))
         if method == "grappa":
-            return self._solve_grappa(lane, frame, sampling, where)
-        maps, data = self._maps[where], frame.averaged()
+            return self._solve_grappa(lane, frame, sampling, key)
+        maps = self._maps[key.slice]
         if method == "sense":
-            return self._solve_uniform(maps, data, sampling, where)
-        operator = CartesianSense(maps, torch.from_numpy(frame.mask)[..., None], self._axes)
+            return self._solve_uniform(maps, frame.averaged(), sampling, key.slice)
+        data, mask = self._all_lines(lane, frame, key)
+        operator = CartesianSense(maps, torch.from_numpy(mask)[..., None], self._axes)
         if method == "l1_espirit":
             return l1_espirit(operator, data, weight=settings.regularization, iterations=settings.iterations)
         return cg_sense(operator, data, iterations=settings.iterations, regularization=settings.regularization)
 
-    def _solve_uniform(
-        self, maps: torch.Tensor, data: torch.Tensor, sampling: Sampling, where: int
-    ) -> torch.Tensor:
+    def _embedded(self, lane: CartesianLane, key: FrameKey) -> CartesianFrame | None:
+        """Calibration lines that were measured within the frame of `key`, as part of it."""
+        held = lane.calibration_of(key)
+        embedded = self.layout.encoding.calibration in ("embedded", "interleaved")
+        return held[1] if held is not None and held[0] == key and embedded else None
+
+    def _all_lines(self, lane: CartesianLane, frame: CartesianFrame, key: FrameKey) -> tuple[torch.Tensor, np.ndarray]:
+        """K-space and mask of all lines of a frame, embedded calibration lines among them."""
+        extra = self._embedded(lane, key)
+        if extra is None:
+            return frame.averaged(), frame.mask
+        more = extra.mask & ~frame.mask
+        data = torch.where(torch.from_numpy(more)[..., None], extra.averaged(), frame.averaged())
+        return data, frame.mask | more
+
+    def _solve_uniform(self, maps: torch.Tensor, data: torch.Tensor, sampling: Sampling, where: int) -> torch.Tensor:
         (rz, oz), (ry, oy) = sampling.lattice or ((1, 0), (1, 0))
         kind = ((ry, rz), (oy, oz))
         known = self._uniform.get(where)
@@ -156,17 +186,19 @@ class CartesianReconstructor:
         return known[1].solve(data)
 
     def _solve_grappa(
-        self, lane: CartesianLane, frame: CartesianFrame, sampling: Sampling, where: int
+        self, lane: CartesianLane, frame: CartesianFrame, sampling: Sampling, key: FrameKey
     ) -> torch.Tensor:
         """Filled k-space of all coils, combined by root sum of squares."""
         (rz, _), (ry, _) = sampling.lattice or ((1, 0), (1, 0))
-        known = self._grappa.get(where)
+        known = self._grappa.get(key.slice)
         if known is None or known[0] != (ry, rz):
-            block = self._calibration_block(lane, frame, where)
+            block = self._calibration_block(lane, frame, key)
             settings = self.config.reconstruction
-            weights = Grappa.calibrate(block, (ry, rz), kernel=settings.kernel, regularization=settings.regularization, hybrid=True)
+            weights = Grappa.calibrate(
+                block, (ry, rz), kernel=settings.kernel, regularization=settings.regularization, hybrid=True
+            )
             known = ((ry, rz), weights)
-            self._grappa[where] = known
+            self._grappa[key.slice] = known
         filled = known[1].apply(frame.averaged(), torch.from_numpy(frame.mask), hybrid=True)
         return self._root_sum_of_squares(self._to_image(filled))
 
@@ -192,28 +224,28 @@ class CartesianReconstructor:
             return self.layout.encoding.acceleration != (1, 1) or bool(lane.calibrations)
         return method in NEEDS_MAPS
 
-    def _calibration_frame(self, lane: CartesianLane, where: int) -> CartesianFrame | None:
-        if where in lane.calibrations:
-            return lane.calibrations[where][1]
-        return next((frame for key, frame in lane.opened.items() if key.slice == where), None)
+    def _sources(self, lane: CartesianLane, frame: CartesianFrame, key: FrameKey) -> list[CartesianFrame]:
+        """Where fully measured lines around the center may be found: calibration lines, else the frame itself."""
+        held = lane.calibration_of(key)
+        return [frame] if held is None else [held[1], frame]
 
-    def _calibration_block(self, lane: CartesianLane, frame: CartesianFrame, where: int) -> torch.Tensor | None:
-        """Fully measured k-space around the center, hybrid (coil, z, y, x), from calibration lines or the frame itself."""
-        for source in (lane.calibrations.get(where, (None, None))[1], frame):
-            block = None if source is None else central_block(source.mask, max(self._lines, 32))
-            if source is not None and block is not None:
+    def _calibration_block(self, lane: CartesianLane, frame: CartesianFrame, key: FrameKey) -> torch.Tensor | None:
+        """Fully measured k-space around the center, hybrid (coil, z, y, x)."""
+        for source in self._sources(lane, frame, key):
+            block = central_block(source.mask, max(self._lines, 32))
+            if block is not None:
                 return source.averaged()[:, block[0], block[1]]
         return None
 
-    def _ensure_maps(self, lane: CartesianLane, frame: CartesianFrame, where: int) -> bool:
+    def _ensure_maps(self, lane: CartesianLane, frame: CartesianFrame, key: FrameKey) -> bool:
         if self.config.coil_maps.refresh == "frame":
-            self._forget(where)
-        if where in self._maps:
+            self._forget(key.slice)
+        if key.slice in self._maps:
             return True
-        for source in (lane.calibrations.get(where, (None, None))[1], frame):
-            block = None if source is None else central_block(source.mask, self._lines)
-            if source is not None and block is not None:
-                self._maps[where] = self._estimate(source, block)
+        for source in self._sources(lane, frame, key):
+            block = central_block(source.mask, self._lines)
+            if block is not None:
+                self._maps[key.slice] = self._estimate(source, block)
                 return True
         return False
 
@@ -234,13 +266,29 @@ class CartesianReconstructor:
             kept.pop(where, None)
 
     def _filled(self, image: torch.Tensor, sampling: Sampling) -> torch.Tensor:
-        method = self.config.preparation.partial_fourier
-        partial = (*sampling.partial, self.layout.asymmetric)
-        if method == "zero_filled" or not any(partial):
+        """Estimate the side of k-space that partial Fourier or an asymmetric echo left out."""
+        method, ranges = self.config.preparation.partial_fourier, self._partial_ranges(sampling)
+        if method == "zero_filled" or not ranges:
             return image
-        return image
+        return homodyne(image, ranges) if method == "homodyne" else pocs(image, ranges, iterations=POCS_ITERATIONS)
+
+    def _partial_ranges(self, sampling: Sampling) -> dict[int, SampledRange]:
+        layout = self.layout
+        ranges = {}
+        for axis, part, size, partial in zip(
+            (-3, -2), sampling.extent, (layout.depth, layout.height), sampling.partial, strict=True
+        ):
+            if partial:
+                ranges[axis] = SampledRange(size, part.start, part.stop)
+        if layout.asymmetric:
+            scale, first = layout.width / layout.readout, layout.readout // 2 - layout.center_sample
+            start, stop = max(0, round(first * scale)), round((first + layout.samples) * scale)
+            ranges[-1] = SampledRange(layout.width, start, min(stop, layout.width))
+        return ranges
 
     def _resized(self, image: torch.Tensor) -> torch.Tensor:
         space, layout = self.layout.encoding, self.layout
         fov = (layout.width_fov_mm, *space.encoded_fov_mm[1:])
-        return resize_image(image, (layout.width, layout.height, layout.depth), fov, space.recon_matrix, space.recon_fov_mm)
+        return resize_image(
+            image, (layout.width, layout.height, layout.depth), fov, space.recon_matrix, space.recon_fov_mm
+        )

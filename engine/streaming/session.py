@@ -24,10 +24,10 @@ from ..messages import (
     WaveformRecord,
 )
 from ..preparation.noise import NoiseModel
+from .gathered import GatheredReconstructor
 from .images import ImageMaker
 from .lanes import CartesianLane, ClosedFrame, GatheringLane, Run
-from .layout import encoding_of, is_cartesian
-from .gathered import GatheredReconstructor
+from .layout import encoding_of, frame_key, is_cartesian
 from .reconstruction import CartesianReconstructor
 from .results import Reconstruction
 from .triggers import ReadoutKind, runs
@@ -154,7 +154,7 @@ class Session:
                 for closed in lane.imaging(run):
                     yield from self._finish(lane, reconstructor, closed)
             if isinstance(lane, CartesianLane) and isinstance(reconstructor, CartesianReconstructor):
-                reconstructor.look_ahead(lane, int(run.headers[0]["idx"]["slice"]))
+                reconstructor.look_ahead(lane, frame_key(run.headers[0]))
         except PeerError as error:
             # a readout that does not fit is left out and counted: the rest of the scan is still worth an image
             if not self.counts["rejected"]:
@@ -211,8 +211,10 @@ class Session:
             yield self._stats(closed, result, begun, failed="not_finite")
             yield Note("error", f"no image for {closed.key}: the data held no finite values")
             return
-        yield self._image(lane, closed, result, IMAGES)
-        yield self._stats(closed, result, begun)
+        image = self._image(lane, closed, result, IMAGES)
+        stats = self._stats(closed, result, begun)
+        yield image
+        yield stats
         if result.reason:
             yield Note("warning", f"image of {closed.key} is {result.outcome}: {result.reason.replace('_', ' ')}")
 
