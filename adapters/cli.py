@@ -17,9 +17,9 @@ import typer
 from scanside.engine.errors import ConfigError, ScansideError
 from typer.core import TyperGroup
 
-__all__ = ["app", "check", "demo", "doctor", "list_", "main", "run", "send", "serve", "show"]
+__all__ = ["check", "demo", "doctor", "list_", "main", "run", "send", "serve", "show"]
 
-_UsageError = typer.BadParameter.__base__ or typer.BadParameter
+_UsageError: type[typer.BadParameter] = typer.BadParameter.__bases__[0]
 """What is raised for a wrong option, whichever package has the parser."""
 _GLUED = re.compile(r"(-[A-Za-z])=(.+)", re.DOTALL)
 """`-p=9002`, as OpenRecon's command lines have it."""
@@ -36,7 +36,7 @@ class _Group(TyperGroup):
         try:
             code = super().main(_unglued(words), *rest, **extra)
         except _UsageError as error:
-            code = _complain(error.format_message(), 2)  # type: ignore[attr-defined]
+            code = _complain(error.format_message(), 2)
         except ConfigError as error:
             code = self._failed(error, str(error), 2)
         except ScansideError as error:
@@ -176,8 +176,9 @@ def serve(
     logfile: Annotated[Path | None, typer.Option("-l", "--logfile", help="Append the log to this file.")] = None,
 ) -> None:
     """Wait for scanners and reconstruct what they send."""
-    from .commands.serve import ServeOptions, run_server
+    from .commands.serve import run_server
     from .logs import configure_logging
+    from .server import ServeOptions
 
     configure_logging("debug" if verbose else "info", logfile)
     run_server(

@@ -24,7 +24,7 @@ from scanside.engine.streaming.triggers import ReadoutKind, kinds
 from .client import Arrival, ScanClient, config_text
 from .commands.output import Latency, Output, console, milliseconds, table
 from .files.ismrmrd import ScanFile, header_xml, open_scan
-from .files.png import Panel, comparison_figure
+from .files.png import Panel, comparison_figure, robust_window
 from .local_server import LocalServer
 
 __all__ = ["DemoOptions", "run_demo"]
@@ -32,6 +32,8 @@ __all__ = ["DemoOptions", "run_demo"]
 _BATCH = 8
 """Readouts encoded at a time; the display moves in these steps."""
 _CALIBRATION_LINES, _NOISE, _NOISE_READOUTS, _MOTION_DEGREES = 24, 0.005, 4, 6.0
+_SKULL = 0.5
+"""White, relative to the brightest: the skull of the phantom is four times as bright as the brain inside."""
 _ORIGINALS = 2
 """Series of the zero-filled images that some configurations send along."""
 
@@ -204,7 +206,9 @@ def _report(options: DemoOptions, source: _Source, played: _Played, plain: _Play
     path = options.out / "comparison.png"
     if ours.truth is not None:
         panels = [Panel("zero-filled", zero.picture, _caption(zero)), Panel(head, ours.picture, _caption(ours))]
-        comparison_figure(path, Panel("reference", ours.truth, source.name.partition(", ")[2]), panels)
+        low, high = robust_window(ours.truth)
+        reference = Panel("reference", ours.truth, source.name.partition(", ")[2])
+        comparison_figure(path, reference, panels, window=(low, _SKULL * high))
     else:
         alike = _fitted(zero.picture, ours.picture)
         comparison_figure(path, Panel(head, ours.picture), [Panel("zero-filled", alike, "below: what differs")])
@@ -221,7 +225,7 @@ def _figures(options: DemoOptions, source: _Source, played: _Played, latency: La
     rows = table("", "")
     rows.show_header = False
     frames = len(played.images)
-    rows.add_row("images", f"{frames} of {source.readouts} readouts, {played.late} of them sent late")
+    rows.add_row("images", f"{frames}, from {source.readouts} readouts, of which {played.late} went out late")
     if latency is not None:
         rows.add_row("latency", f"{latency} (last readout handed over to image whole)")
         frame = played.sent / frames * options.interval

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import IO
 
+import h5py
 import msgspec
 import numpy as np
 from rich.console import Console
@@ -63,6 +64,10 @@ class Output(msgspec.Struct, frozen=True, kw_only=True):
             raise ConfigError(f"{self.file}: the folder {self.file.parent} does not exist; make it first")
         if self.file is not None and self.file.is_dir():
             raise ConfigError(f"{self.file} is a folder; give the name of a file")
+        if self.file is not None and self.group and self.file.exists():
+            with h5py.File(self.file, "r", locking=False) as there:
+                if self.group in there:
+                    raise ConfigError(f"{self.file} already has a group {self.group!r}; choose another or remove the file")
         if self.png is not None and self.png.exists() and not self.png.is_dir():
             raise ConfigError(f"{self.png} is no folder; give the name of one")
 
@@ -104,7 +109,7 @@ def console(*, stderr: bool = False, file: IO[str] | None = None) -> Console:
     """A console that writes wide, plain lines where it is no terminal."""
     made = Console(stderr=stderr, file=file, highlight=False, soft_wrap=True)
     if not made.is_terminal:
-        made.width = 200
+        made.width = 1000  # nothing wraps in a pipe
     return made
 
 

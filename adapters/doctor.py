@@ -1,0 +1,241 @@
+"""`scanside doctor`: what this machine has, which fast paths are active, and the remedy for each that is not."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import platform
+import shutil
+import socket
+import sys
+from collections.abc import Callable, Iterator
+from importlib import import_module, metadata
+from typing import Literal
+
+import msgspec
+from rich.markup import escape
+from scanside.engine.errors import ScansideError
+
+from .commands.output import console, table
+
+__all__ = ["Finding", "examine", "report"]
+
+State = Literal["ok", "note", "broken"]
+
+_MARKS: dict[State, str] = {"ok": "[green]ok[/]", "note": "[yellow]note[/]", "broken": "[bold red]BROKEN[/]"}
+_PYTHON = (3, 11)
+_PORTS = ((9002, "scanners", "-p"), (9091, "metrics", "--metrics-port"))
+_MINIMUM_BYTES = 4 << 30
+_SETTINGS = (
+    "MALLOC_MMAP_MAX_",
+    "MALLOC_TRIM_THRESHOLD_",
+    "MALLOC_TOP_PAD_",
+    "OMP_WAIT_POLICY",
+    "GOMP_SPINCOUNT",
+    "KMP_BLOCKTIME",
+)
+"""Settings of the allocator and of OpenMP that cost or save milliseconds per frame."""
+
+
+class Finding(msgspec.Struct, frozen=True):
+    """One row: `broken` keeps scanside from working, `note` is worth knowing; remedy says what to do about it."""
+
+    what: str
+    state: State
+    value: str
+    remedy: str = ""
+
+
+def report() -> int:
+    """Print the table; returns the exit code, 1 when something that is needed is broken."""
+    rows, broken, out = table("", "", "found", "what to do"), 0, console()
+    for finding in examine():
+        rows.add_row(finding.what, _MARKS[finding.state], escape(finding.value), escape(finding.remedy))
+        broken += finding.state == "broken"
+    out.print(rows)
+    if broken:
+        console(stderr=True).print(f"scanside doctor: {broken} of the things that scanside needs are broken")
+    return 1 if broken else 0
+
+
+def examine() -> Iterator[Finding]:
+    """All findings, in the order in which they are printed."""
+    packages = list(_packages())
+    yield from packages
+    if all(finding.state != "broken" for finding in packages):  # the rest needs them
+        yield from _processor()
+        yield from _accelerators()
+        yield _engine()
+        yield from _settings()
+    yield from _ports()
+    yield from _peers()
+
+
+def _packages() -> Iterator[Finding]:
+    found = sys.version_info[:2]
+    state: State = "ok" if found >= _PYTHON else "broken"
+    yield Finding("python", state, platform.python_version(), "" if state == "ok" else "install Python 3.11 or later")
+    # Imported and not only looked up: a package whose compiled part does not fit the machine is as good as none.
+    required: dict[str, Callable[[], object]] = {
+        "torch": lambda: import_module("torch"),
+        "numpy": lambda: import_module("numpy"),
+        "ismrmrd": lambda: import_module("ismrmrd"),
+        "h5py": lambda: import_module("h5py"),
+        "pyzmq": lambda: import_module("zmq"),
+        "msgpack": lambda: import_module("msgpack"),
+        "msgspec": lambda: import_module("msgspec"),
+        "finufft": lambda: import_module("finufft"),
+        "ptwt": lambda: import_module("ptwt"),
+        "scikit-image": lambda: import_module("skimage.metrics"),
+        "matplotlib": lambda: import_module("matplotlib.figure"),
+        "prometheus-client": lambda: import_module("prometheus_client"),
+        "structlog": lambda: import_module("structlog"),
+    }
+    for name, load in required.items():
+        yield _package(name, load)
+
+
+def _package(name: str, load: Callable[[], object]) -> Finding:
+    try:
+        load()
+        return Finding(name, "ok", metadata.version(name))
+    except (ImportError, OSError, metadata.PackageNotFoundError) as error:
+        return Finding(name, "broken", str(error), f"pip install --force-reinstall {name}")
+
+
+def _processor() -> Iterator[Finding]:
+    import torch
+
+    usable, instructions = len(os.sched_getaffinity(0)), torch.backends.cpu.get_cpu_capability()
+    few = usable < 2  # one for the sockets, one for the engine
+    yield Finding(
+        "processor",
+        "note" if few else "ok",
+        f"{usable} of {os.cpu_count()} cores usable, {torch.get_num_threads()} threads, {instructions}",
+        "give the process 2 cores or more: one reads sockets while the other reconstructs" if few else "",
+    )
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    little = memory < _MINIMUM_BYTES
+    yield Finding(
+        "memory",
+        "note" if little else "ok",
+        f"{memory / 2**30:.1f} GiB",
+        "4 GiB or more are advisable" if little else "",
+    )
+    mkl = bool(torch.backends.mkl.is_available())  # type: ignore[no-untyped-call]
+    yield Finding(
+        "FFT",
+        "ok" if mkl else "note",
+        "MKL through torch" if mkl else "pocketfft through torch",
+        "" if mkl else "MKL is about twice as fast on x86: install torch from the default index",
+    )
+    yield _kernels()
+
+
+def _kernels() -> Finding:
+    """Compiled kernels are shared libraries that lie in the package."""
+    from importlib import resources
+
+    libraries = [item.name for item in resources.files("scanside.kernels").iterdir() if item.name.endswith(".so")]
+    if libraries:
+        return Finding("compiled kernels", "ok", ", ".join(sorted(libraries)))
+    return Finding("compiled kernels", "note", "none in this installation; torch does their work")
+
+
+def _accelerators() -> Iterator[Finding]:
+    import torch
+
+    if torch.cuda.is_available():
+        devices = range(torch.cuda.device_count())
+        names = ", ".join(torch.cuda.get_device_name(device) for device in devices)
+        yield Finding("CUDA", "ok", f"{names}, CUDA {torch.version.cuda}")
+    elif torch.version.cuda is None:
+        yield Finding("CUDA", "note", f"torch {torch.__version__} was built without it", _without_cuda())
+    else:
+        yield Finding(
+            "CUDA", "note", f"torch has CUDA {torch.version.cuda}, but no device answers", "check `nvidia-smi`"
+        )
+    yield _optional("TensorRT", "tensorrt", importlib.util.find_spec("tensorrt") is not None)
+    yield _optional("OpenVINO", "openvino", importlib.util.find_spec("openvino") is not None)
+
+
+def _without_cuda() -> str:
+    if shutil.which("nvidia-smi") is None:
+        return "nothing to do without an NVIDIA device"
+    return "install a torch with CUDA, see https://pytorch.org/get-started/locally"
+
+
+def _optional(title: str, extra: str, there: bool) -> Finding:  # noqa: FBT001 - found or not
+    if there:
+        return Finding(title, "ok", metadata.version(extra))
+    return Finding(
+        title, "note", "not installed; torch runs the networks", f"optional: pip install 'scanside[{extra}]'"
+    )
+
+
+def _engine() -> Finding:
+    """Reconstruct a small simulated scan, as a server would."""
+    from scanside.engine.config import ConfigStore
+    from scanside.engine.messages import FrameStats, Message
+    from scanside.engine.simulation.scan import simulate_scan
+    from scanside.engine.streaming.session import Session
+
+    remedy = "report this with `scanside --debug run`"
+    try:
+        scan, session = simulate_scan(32, 4, 2, 12), Session(ConfigStore().get("default"))
+        messages: list[Message] = [scan.header, *scan.batches]
+        events = [event for message in messages for event in session.feed(message)]
+    except (ScansideError, RuntimeError, ValueError) as error:
+        return Finding("reconstruction", "broken", f"{type(error).__name__}: {error}", remedy)
+    frames = [event for event in events if isinstance(event, FrameStats)]
+    if [frame.outcome for frame in frames] == ["complete"]:
+        return Finding("reconstruction", "ok", "a simulated scan gave its image")
+    said = ", ".join(f"{frame.outcome} {frame.reason}" for frame in frames) or "no frame"
+    return Finding("reconstruction", "broken", f"a simulated scan gave: {said}", remedy)
+
+
+def _settings() -> Iterator[Finding]:
+    """The engine's processes get the settings from `scanside serve`, unless the environment has others."""
+    from .server import ENVIRONMENT
+
+    for name in _SETTINGS:
+        wanted, own = ENVIRONMENT.get(name), os.environ.get(name)
+        if own is not None and wanted is not None and own != wanted:
+            yield Finding(
+                name, "note", f"{own}, from your environment", f"unset it; `scanside serve` would set {wanted}"
+            )
+        elif own is not None:
+            yield Finding(name, "ok", f"{own}, from your environment")
+        elif wanted is not None:
+            yield Finding(name, "ok", f"{wanted}, set by `scanside serve` for its engine")
+    if platform.libc_ver()[0] != "glibc":
+        yield Finding(
+            "malloc", "note", "not glibc's, so that MALLOC_ settings have no effect", "use a glibc distribution"
+        )
+
+
+def _ports() -> Iterator[Finding]:
+    for port, use, option in _PORTS:
+        if _free(port):
+            yield Finding(f"port {port}", "ok", f"free, for {use}")
+        else:
+            remedy = f"stop what listens there, or `scanside serve {option} 0` for any free one"
+            yield Finding(f"port {port}", "note", f"taken, wanted for {use}", remedy)
+
+
+def _free(port: int) -> bool:
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+    return True
+
+
+def _peers() -> Iterator[Finding]:
+    for program, use in (("bart", "to compare with"), ("gadgetron", "to chain with"), ("gadgetron_ismrmrd_client", "")):
+        path = shutil.which(program)
+        yield Finding(
+            program, "ok" if path else "note", path or "not found", f"optional, {use}" if use and not path else ""
+        )
