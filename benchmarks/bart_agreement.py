@@ -219,7 +219,9 @@ def _ours(setting: Setting, data: torch.Tensor, maps: torch.Tensor, mask: NDArra
         return cg_sense(operator, data, iterations=count, regularization=weight)
     # BART counts the filters from three pixels further on, which shows where the image is not shifted.
     wavelet = Wavelet(operator.domain, wavelet="db2", shift=(3, 3))
-    return l1_espirit(operator, data, weight=weight, iterations=count, wavelet=wavelet, seed=setting.seed)
+    return l1_espirit(
+        operator, data, weight=weight, iterations=count, wavelet=wavelet, seed=setting.seed, end_on_data=True
+    )
 
 
 def _truth(case: Case, maps: torch.Tensor) -> torch.Tensor:

@@ -14,7 +14,7 @@ from ..operators.cartesian import CartesianSense, Fourier
 from ..operators.linear import LinearOperator
 from ..operators.wavelet import Wavelet
 from .combine import root_sum_of_squares
-from .solvers import fista_steps
+from .solvers import fista_steps, largest_eigenvalue
 
 __all__ = ["intensity_scale", "l1_espirit", "l1_espirit_steps", "soft_threshold"]
 
@@ -32,6 +32,7 @@ def l1_espirit(
     scale: float | Tensor | None = None,
     step: float | Tensor | None = None,
     seed: int | None = 0,
+    end_on_data: bool = False,
 ) -> Tensor:
     """Minimize 1/2 |A x - data/s|^2 + weight |W x|_1 by FISTA; the image is s x. (Uecker et al., MRM 71, 2014.)
 
@@ -41,13 +42,19 @@ def l1_espirit(
     part share one threshold, on their magnitude. The image is turned by new random shifts, from `seed`, at each iteration;
     None leaves it in place, as `bart pics -n` does. The shifts gain 1 dB or more, and leave an image that varies with the
     seed by a few tenths of a dB.
-    scale: s, by default `intensity_scale(operator, data)`, as in BART. step: of the gradient, by default 0.95 over a bound
-    of the largest eigenvalue of A^H A. Returns the image, shape (*batch, *operator.domain), contiguous.
+    scale: s, by default `intensity_scale(operator, data)`, as in BART. step: of the gradient, by default 0.95 over a
+    bound of the largest eigenvalue of A^H A. end_on_data: one more gradient step after the last threshold, as BART
+    0.8 ends its FISTA; this gives back part of what the threshold took, fine structure and noise alike. Returns the
+    image, shape (*batch, *operator.domain), contiguous.
     """
+    step = _step(operator, data) if step is None else step
     steps = l1_espirit_steps(
         operator, data, weight=weight, iterations=iterations, wavelet=wavelet, scale=scale, step=step, seed=seed
     )
-    return collections.deque(steps, maxlen=1)[0].contiguous()
+    image = collections.deque(steps, maxlen=1)[0]
+    if end_on_data:
+        image = image + step * (operator.H(data) - operator.gram(image))
+    return image.contiguous()
 
 
 def l1_espirit_steps(
@@ -72,8 +79,7 @@ def l1_espirit_steps(
             turned = transform.shifted([shifts.randrange(transform.period) for _ in transform.axes])
         return turned.H(soft_threshold(turned(x), weight * length))
 
-    if step is None and isinstance(operator, CartesianSense):
-        step = 0.95 / operator.gram_bound
+    step = _step(operator, data) if step is None else step
     for x in fista_steps(operator.gram, operator.H(data) / scale, proximal, iterations=iterations, step=step):
         yield x * scale
 
@@ -97,6 +103,12 @@ def intensity_scale(operator: LinearOperator, data: Tensor) -> Tensor:
     median, high, top = levels[len(levels) // 2], levels[int(len(levels) * 0.9)], levels[-1]
     scale = torch.where(top - high < 2 * (high - median), high, top)
     return torch.where(scale > 0, scale, torch.ones_like(scale))
+
+
+def _step(operator: LinearOperator, data: Tensor) -> Tensor:
+    """0.95 over a bound of the largest eigenvalue of A^H A, or over the power iteration's where no bound is known."""
+    bound = operator.gram_bound if isinstance(operator, CartesianSense) else largest_eigenvalue(operator.gram, data)
+    return 0.95 / bound.clamp_min(torch.finfo(bound.dtype).tiny)
 
 
 def _low_resolution(operator: CartesianSense, data: Tensor) -> Tensor:

@@ -409,6 +409,6 @@ def test_l1_espirit_is_as_good_as_that_of_bart(bart, small_scan, option, seed):
     theirs = bart(f"pics -S {option} -R W:3:0:0.005 -i100 k s", k=data, s=maps)
     # BART counts the filters from three pixels further on.
     wavelet = Wavelet(operator.domain, wavelet="db2", shift=(3, 3))
-    ours = l1_espirit(operator, data, weight=0.005, iterations=100, wavelet=wavelet, seed=seed)
+    ours = l1_espirit(operator, data, weight=0.005, iterations=100, wavelet=wavelet, seed=seed, end_on_data=True)
     assert abs(psnr(ours, image) - psnr(theirs, image)) < 0.3
-    assert error(ours[0], torch.from_numpy(theirs)) < 0.05
+    assert error(ours[0], torch.from_numpy(theirs)) < (0.02 if seed is None else 0.05)
