@@ -206,5 +206,6 @@ def has_flag(flags: np.ndarray | int, *wanted: AcquisitionFlag) -> np.ndarray | 
     for flag in wanted:
         mask |= flag.bit
     if isinstance(flags, np.ndarray):
-        return np.bitwise_and(flags, np.uint64(mask)) != 0
+        found: np.ndarray = np.bitwise_and(flags, np.uint64(mask)) != 0
+        return found
     return bool(int(flags) & mask)

@@ -16,7 +16,7 @@ from ..preparation.coil_maps import espirit
 from ..preparation.filters import to_kspace
 from ..preparation.trajectory import normalize_trajectory, radial_trajectory
 from .frames import GatheredFrame
-from .lanes import ClosedFrame, GatheringLane
+from .lanes import ClosedFrame
 from .results import Reconstruction, StageClock
 
 __all__ = ["GatheredReconstructor"]
@@ -37,7 +37,7 @@ class GatheredReconstructor:
         self._maps: dict[int, torch.Tensor] = {}
         self._known: tuple[np.ndarray, torch.Tensor, torch.Tensor] | None = None
 
-    def reconstruct(self, lane: GatheringLane, closed: ClosedFrame) -> Reconstruction:  # noqa: ARG002 - as for grids
+    def reconstruct(self, closed: ClosedFrame) -> Reconstruction:
         """Image of a closed frame."""
         return self._attempt(closed, iterative=True)
 

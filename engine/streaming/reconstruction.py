@@ -11,6 +11,7 @@ from ..baselines.grappa import Grappa
 from ..baselines.l1 import l1_espirit
 from ..baselines.sense import UniformSense, cg_sense
 from ..config import SystemConfig
+from ..errors import EngineError
 from ..messages import FrameKey
 from ..operators.cartesian import CartesianSense
 from ..preparation.coil_maps import espirit
@@ -18,7 +19,6 @@ from ..preparation.filters import resize_image
 from ..preparation.partial_fourier import SampledRange, homodyne, pocs
 from .frames import CartesianFrame
 from .lanes import CartesianLane, ClosedFrame
-from .layout import CartesianLayout
 from .results import Reconstruction, StageClock
 from .sampling import Sampling, central_block
 
@@ -37,9 +37,10 @@ UNIFORM_WEIGHT = 1e-3
 class CartesianReconstructor:
     """Reconstructs the frames of one encoding space; keeps coil maps, GRAPPA weights and solvers per slice."""
 
-    def __init__(self, config: SystemConfig, layout: CartesianLayout) -> None:
+    def __init__(self, config: SystemConfig, lane: CartesianLane) -> None:
         self.config = config
-        self.layout = layout
+        self.lane = lane
+        self.layout = layout = lane.layout
         self._axes = (-2,) if layout.depth == 1 else (-3, -2)
         space = layout.encoding
         self._same_grid = space.recon_matrix == (layout.width, layout.height, layout.depth) and all(
@@ -53,12 +54,12 @@ class CartesianReconstructor:
         self._uniform: dict[int, tuple[Lattice, UniformSense]] = {}
         self._grappa: dict[int, tuple[tuple[int, int], Grappa]] = {}
 
-    def look_ahead(self, lane: CartesianLane, key: FrameKey) -> None:
+    def look_ahead(self, key: FrameKey) -> None:
         """Estimate the coil maps of a slice as soon as its calibration lines are in, while the scan goes on."""
-        if key.slice in self._maps or not self._wants_maps(lane):
+        if key.slice in self._maps or not self._wants_maps:
             return
-        held = lane.calibration_of(key)
-        frame = lane.opened.get(key) if held is None else held[1]
+        held = self.lane.calibration_of(key)
+        frame = self.lane.opened.get(key) if held is None else held[1]
         if frame is None:
             return
         size = min(self._lines, self.layout.height)
@@ -67,26 +68,26 @@ class CartesianReconstructor:
         # only exactly the central lines: which lines the maps come from must not depend on how the data was cut
         if block is not None and block[1] == slice(first, first + size):
             self._maps[key.slice] = self._estimate(frame, block)
-            self._prepare_solver(lane, key)
+            self._prepare_solver(key)
 
-    def _prepare_solver(self, lane: CartesianLane, key: FrameKey) -> None:
+    def _prepare_solver(self, key: FrameKey) -> None:
         """Make the closed-form solver for the lattice that the lines so far lie on; the last line then finds it ready."""
-        frame = lane.opened.get(key)
+        frame = self.lane.opened.get(key)
         if frame is None or self.config.reconstruction.method not in ("auto", "sense"):
             return
         found = Sampling.of(frame.mask, self.layout).lattice
         if found is not None and found != ((1, 0), (1, 0)):
             self._solver(self._maps[key.slice], found, key.slice)
 
-    def reconstruct(self, lane: CartesianLane, closed: ClosedFrame) -> Reconstruction:
+    def reconstruct(self, closed: ClosedFrame) -> Reconstruction:
         """Image of a closed frame. Data that is not finite is taken out once, and the image says so."""
         frame = self._frame(closed)
-        result = self._attempt(lane, closed, frame, "")
+        result = self._attempt(closed, frame, "")
         if bool(torch.isfinite(torch.view_as_real(result.image) if result.image.is_complex() else result.image).all()):
             return result
         frame.drop_non_finite()
         self._forget(closed.key.slice)
-        return self._attempt(lane, closed, frame, "not_finite")
+        return self._attempt(closed, frame, "not_finite")
 
     def fallback(self, closed: ClosedFrame) -> Reconstruction:
         """The zero-filled image, for when nothing better can be had."""
@@ -112,24 +113,24 @@ class CartesianReconstructor:
             raise TypeError(f"a Cartesian reconstruction got a {type(closed.frame).__name__}")
         return closed.frame
 
-    def _attempt(self, lane: CartesianLane, closed: ClosedFrame, frame: CartesianFrame, reason: str) -> Reconstruction:
+    def _attempt(self, closed: ClosedFrame, frame: CartesianFrame, reason: str) -> Reconstruction:
         clock, key = StageClock(), closed.key
         sampling = self._sampling(frame.mask)
         method = self._choose(sampling)
         if method in NEEDS_MAPS:
             with clock.stage("coil_maps"):
-                found = self._ensure_maps(lane, frame, key)
+                found = self._ensure_maps(frame, key)
             if not found:
                 method, reason = "zero_filled", reason or "no_calibration"
-        if method == "grappa" and self._calibration_block(lane, frame, key) is None:
+        if method == "grappa" and self._calibration_block(frame, key) is None:
             method, reason = "zero_filled", reason or "no_calibration"
         with clock.stage("reconstruction"):
-            image = self._solve(method, lane, frame, sampling, key)
+            image = self._solve(method, frame, sampling, key)
         with clock.stage("finish"):
             if image.is_complex():
                 image = self._resized(self._filled(image, sampling))
         result = self._result(image, self._named(method, sampling), sampling, frame, clock, reason)
-        extra = self._embedded(lane, key)
+        extra = self._embedded(key)
         if extra is None:
             return result
         lines = int((frame.mask | extra.mask).sum())
@@ -165,33 +166,31 @@ class CartesianReconstructor:
     def _named(self, method: str, sampling: Sampling) -> str:
         return "root_sum_of_squares" if method == "zero_filled" and sampling.full else method
 
-    def _solve(
-        self, method: str, lane: CartesianLane, frame: CartesianFrame, sampling: Sampling, key: FrameKey
-    ) -> torch.Tensor:
+    def _solve(self, method: str, frame: CartesianFrame, sampling: Sampling, key: FrameKey) -> torch.Tensor:
         settings = self.config.reconstruction
         if method == "zero_filled":
             return self._root_sum_of_squares(self._coil_images(frame))
         if method == "grappa":
-            return self._solve_grappa(lane, frame, sampling, key)
+            return self._solve_grappa(frame, sampling, key)
         maps = self._maps[key.slice]
         if method == "sense":
             solver = self._solver(maps, sampling.lattice or ((1, 0), (1, 0)), key.slice)
             return solver.solve(frame.averaged())
-        data, mask = self._all_lines(lane, frame, key)
+        data, mask = self._all_lines(frame, key)
         operator = CartesianSense(maps, torch.from_numpy(mask)[..., None], self._axes)
         if method == "l1_espirit":
             return l1_espirit(operator, data, weight=settings.regularization, iterations=settings.iterations)
         return cg_sense(operator, data, iterations=settings.iterations, regularization=settings.regularization)
 
-    def _embedded(self, lane: CartesianLane, key: FrameKey) -> CartesianFrame | None:
+    def _embedded(self, key: FrameKey) -> CartesianFrame | None:
         """Calibration lines that were measured within the frame of `key`, as part of it."""
-        held = lane.calibration_of(key)
+        held = self.lane.calibration_of(key)
         embedded = self.layout.encoding.calibration in ("embedded", "interleaved")
         return held[1] if held is not None and held[0] == key and embedded else None
 
-    def _all_lines(self, lane: CartesianLane, frame: CartesianFrame, key: FrameKey) -> tuple[torch.Tensor, np.ndarray]:
+    def _all_lines(self, frame: CartesianFrame, key: FrameKey) -> tuple[torch.Tensor, np.ndarray]:
         """K-space and mask of all lines of a frame, embedded calibration lines among them."""
-        extra = self._embedded(lane, key)
+        extra = self._embedded(key)
         if extra is None:
             return frame.averaged(), frame.mask
         more = extra.mask & ~frame.mask
@@ -207,15 +206,14 @@ class CartesianReconstructor:
             self._uniform[where] = known
         return known[1]
 
-    def _solve_grappa(
-        self, lane: CartesianLane, frame: CartesianFrame, sampling: Sampling, key: FrameKey
-    ) -> torch.Tensor:
+    def _solve_grappa(self, frame: CartesianFrame, sampling: Sampling, key: FrameKey) -> torch.Tensor:
         """Filled k-space of all coils, combined by root sum of squares."""
         (rz, _), (ry, _) = sampling.lattice or ((1, 0), (1, 0))
         known = self._grappa.get(key.slice)
         if known is None or known[0] != (ry, rz):
-            block = self._calibration_block(lane, frame, key)
-            settings = self.config.reconstruction
+            block, settings = self._calibration_block(frame, key), self.config.reconstruction
+            if block is None:
+                raise EngineError("GRAPPA needs calibration lines; `_attempt` takes another method without")
             weights = Grappa.calibrate(
                 block, (ry, rz), kernel=settings.kernel, regularization=settings.regularization, hybrid=True
             )
@@ -231,7 +229,8 @@ class CartesianReconstructor:
 
     def _to_image(self, kspace: torch.Tensor) -> torch.Tensor:
         """Coil images of hybrid k-space, each axis beginning at its center, up to a phase that no magnitude sees."""
-        return torch.fft.ifftn(kspace, dim=self._axes, norm="ortho")
+        images: torch.Tensor = torch.fft.ifftn(kspace, dim=self._axes, norm="ortho")
+        return images
 
     def _root_sum_of_squares(self, images: torch.Tensor) -> torch.Tensor:
         """Combined image on the reconstructed matrix; only what must be rolled is, and that after the coils are one."""
@@ -240,31 +239,32 @@ class CartesianReconstructor:
             return torch.roll(root_sum_of_squares(images), shift, self._axes)
         return root_sum_of_squares(self._resized(torch.roll(images, shift, self._axes)))
 
-    def _wants_maps(self, lane: CartesianLane) -> bool:
+    @property
+    def _wants_maps(self) -> bool:
         method = self.config.reconstruction.method
         if method == "auto":
-            return self._undersampled or bool(lane.calibrations)
+            return self._undersampled or bool(self.lane.calibrations)
         return method in NEEDS_MAPS
 
-    def _sources(self, lane: CartesianLane, frame: CartesianFrame, key: FrameKey) -> list[CartesianFrame]:
+    def _sources(self, frame: CartesianFrame, key: FrameKey) -> list[CartesianFrame]:
         """Where fully measured lines around the center may be found: calibration lines, else the frame itself."""
-        held = lane.calibration_of(key)
+        held = self.lane.calibration_of(key)
         return [frame] if held is None else [held[1], frame]
 
-    def _calibration_block(self, lane: CartesianLane, frame: CartesianFrame, key: FrameKey) -> torch.Tensor | None:
+    def _calibration_block(self, frame: CartesianFrame, key: FrameKey) -> torch.Tensor | None:
         """Fully measured k-space around the center, hybrid (coil, z, y, x)."""
-        for source in self._sources(lane, frame, key):
+        for source in self._sources(frame, key):
             block = central_block(source.mask, max(self._lines, 32))
             if block is not None:
                 return source.averaged()[:, block[0], block[1]]
         return None
 
-    def _ensure_maps(self, lane: CartesianLane, frame: CartesianFrame, key: FrameKey) -> bool:
+    def _ensure_maps(self, frame: CartesianFrame, key: FrameKey) -> bool:
         if self.config.coil_maps.refresh == "frame":
             self._forget(key.slice)
         if key.slice in self._maps:
             return True
-        for source in self._sources(lane, frame, key):
+        for source in self._sources(frame, key):
             block = central_block(source.mask, self._lines)
             if block is not None:
                 self._maps[key.slice] = self._estimate(source, block)

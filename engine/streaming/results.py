@@ -38,14 +38,16 @@ class Reconstruction(msgspec.Struct, frozen=True, kw_only=True, eq=False):
 
     def attributes(self) -> dict[str, list[str]]:
         """The provenance as image attributes."""
-        attributes = {
+        attributes: dict[str, list[str]] = {
             "scanside_method": [self.method],
             "scanside_outcome": [self.outcome],
             "scanside_net_acceleration": [f"{self.acceleration:.4g}"],
             "scanside_missing_lines": [str(self.missing)],
             "scanside_duplicate_lines": [str(self.duplicates)],
         }
-        return attributes | ({"scanside_reason": [self.reason]} if self.reason else {})
+        if self.reason:
+            attributes["scanside_reason"] = [self.reason]
+        return attributes
 
 
 class StageClock:

@@ -153,8 +153,8 @@ class Session:
             else:
                 for closed in lane.imaging(run):
                     yield from self._finish(lane, reconstructor, closed)
-            if isinstance(lane, CartesianLane) and isinstance(reconstructor, CartesianReconstructor):
-                reconstructor.look_ahead(lane, frame_key(run.headers[0]))
+            if isinstance(reconstructor, CartesianReconstructor):
+                reconstructor.look_ahead(frame_key(run.headers[0]))
         except PeerError as error:
             # a readout that does not fit is left out and counted: the rest of the scan is still worth an image
             if not self.counts["rejected"]:
@@ -179,7 +179,7 @@ class Session:
             self.counts["noise_unknown"] += 1
         if is_cartesian(space):
             lane = CartesianLane(self.config, limits, space, first, matrix)
-            return lane, CartesianReconstructor(self.config, lane.layout)
+            return lane, CartesianReconstructor(self.config, lane)
         return GatheringLane(self.config, limits, space, first, matrix), GatheredReconstructor(self.config, space)
 
     def _whitening(self, header: ScanHeader, first: np.ndarray) -> torch.Tensor | None:
@@ -194,7 +194,7 @@ class Session:
     def _finish(self, lane: _Lane, reconstructor: _Reconstructor, closed: ClosedFrame) -> Iterator[Event]:
         begun = time.monotonic()
         try:
-            result = reconstructor.reconstruct(lane, closed)
+            result = reconstructor.reconstruct(closed)
         except (ScansideError, RuntimeError, ValueError, MemoryError) as error:
             yield Note(
                 "error", f"{self.config.name} failed ({type(error).__name__}: {error}); sending the zero-filled image"
