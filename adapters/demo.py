@@ -34,6 +34,7 @@ _BATCH = 8
 _CALIBRATION_LINES, _NOISE, _NOISE_READOUTS, _MOTION_DEGREES = 24, 0.005, 4, 6.0
 _SKULL = 0.5
 """White, relative to the brightest: the skull of the phantom is four times as bright as the brain inside."""
+_NAMES = {"sense": "SENSE", "cg_sense": "CG-SENSE", "grappa": "GRAPPA", "l1_espirit": "L1-ESPIRiT"}
 _ORIGINALS = 2
 """Series of the zero-filled images that some configurations send along."""
 
@@ -147,11 +148,9 @@ def _play(
 ) -> _Played:
     """One session with the server. Raises DeliveryError or StreamError when it breaks off."""
     played = _Played()
-    pace = f"{1e3 * interval:g} ms between readouts" if interval else "at once"
+    name = f"every {1e3 * interval:g} ms" if interval else "at once"
     with _display(errors) as display, ScanClient(port=port, timeout=60.0, on_arrival=played.take) as client:
-        task = display.add_task(
-            f"{overrides.get('reconstruction.method', config)}, {pace}", total=source.readouts, live=""
-        )
+        task = display.add_task("zero-filled" if overrides else name, total=source.readouts, live="")
         client.configure_text(config_text(config, overrides))
         client.header(source.xml)
         for batch in source.batches():
@@ -171,9 +170,9 @@ def _play(
 def _display(where: Console) -> Progress:
     return Progress(
         TextColumn("{task.description}"),
-        BarColumn(bar_width=30),
+        BarColumn(bar_width=16),
         MofNCompleteColumn(),
-        TextColumn("readouts  {task.fields[live]}"),
+        TextColumn("{task.fields[live]}"),
         console=where,
         disable=not where.is_terminal,
     )
@@ -183,7 +182,7 @@ def _live(played: _Played) -> str:
     latency = Latency.of(played.measured)
     if latency is None:
         return f"{len(played.images)} images"
-    return f"{len(played.images)} images  last {milliseconds(played.measured[-1])}  p50 {milliseconds(latency.p50)}"
+    return f"{len(played.images)} images, last {milliseconds(played.measured[-1])}, p50 {milliseconds(latency.p50)}"
 
 
 # --- what came of it ---------------------------------------------------------------------------------------------------------
@@ -282,4 +281,5 @@ def _caption(judged: _Judged) -> str:
 
 
 def _method(image: Image) -> str:
-    return image.meta.get("scanside_method", ["reconstruction"])[0].replace("_", " ")
+    word = image.meta.get("scanside_method", ["reconstruction"])[0]
+    return _NAMES.get(word, word.replace("_", " "))
