@@ -32,6 +32,7 @@ __all__ = [
     "Forward",
     "Grammar",
     "Role",
+    "Stage",
     "parse_parameters",
     "reply_text",
 ]
@@ -57,6 +58,21 @@ class Role(enum.StrEnum):
     """A question for the noise measurement that a scan depends on."""
     EXTERNAL = "external"
     """We are one node of a Gadgetron chain, which allows no text and no 16-bit signed images."""
+
+
+class Stage(enum.IntEnum):
+    """How far a session has come."""
+
+    GREETING = 0
+    """No configuration yet."""
+    CONFIGURED = 1
+    """No header yet."""
+    RUNNING = 2
+    """Data may come."""
+    FAILED = 3
+    """Everything but CLOSE is thrown away."""
+    CLOSED = 4
+    """The peer said CLOSE: whatever it still sends means nothing."""
 
 
 class Begin(msgspec.Struct, frozen=True):
@@ -92,6 +108,10 @@ class Finish(msgspec.Struct, frozen=True):
     """The peer said CLOSE."""
 
 
+_ACQUISITION = int(
+    MessageId.ACQUISITION
+)  # the class attribute is slow to reach, and this runs for every piece received
+_CLOSE = int(MessageId.CLOSE)
 Action = Begin | Forward | Answer | Failure | Finish
 
 _DATA = frozenset(
@@ -136,25 +156,37 @@ class Grammar:
         self._default = default
         self.dialect = Dialect.FIRE if dialect == "fire" else Dialect.GADGETRON
         self.role = Role.SCAN
-        self.configured = False
-        self.header_seen = False
-        self.closed = False
-        self.failed = False
+        self.stage = Stage.GREETING
         self._noise_id = ""
 
+    @property
+    def closed(self) -> bool:
+        """Whether the peer is done."""
+        return self.stage is Stage.CLOSED
+
+    def fail(self) -> None:
+        """Swallow everything but CLOSE from now on."""
+        self.stage = max(self.stage, Stage.FAILED)
+
+    def close(self) -> None:
+        """Take the peer as done, though it did not say so."""
+        self.stage = Stage.CLOSED
+
     def react(self, frame: Frame) -> list[Action]:
-        """What to do about a frame. After a failure everything but CLOSE is swallowed."""
-        if self.closed:
+        """What to do about a frame. Raises nothing: what is wrong with it comes out as `Failure`."""
+        if self.stage is Stage.RUNNING and frame.id == _ACQUISITION:
+            return [Forward(frame)]
+        if self.stage is Stage.CLOSED:
             return []
-        if frame.id == MessageId.CLOSE:
-            self.closed = True
+        if frame.id == _CLOSE:
+            self.stage = Stage.CLOSED
             return [Finish()]
-        if self.failed:
+        if self.stage is Stage.FAILED:
             return []
         try:
             return self._react(frame)
         except (PeerError, ConfigError) as error:
-            self.failed = True
+            self.stage = Stage.FAILED
             return [Failure(str(error), error.reason)]
 
     def _react(self, frame: Frame) -> list[Action]:
@@ -172,7 +204,7 @@ class Grammar:
         raise PeerError(f"message {frame.id} has no place in this session", offset=frame.offset)
 
     def _config(self, frame: Frame) -> list[Action]:
-        if self.configured:
+        if self.stage is not Stage.GREETING:
             raise PeerError("received a second configuration; a session has one", offset=frame.offset)
         text = mrd.text(frame)
         if frame.id == MessageId.CONFIG_TEXT:
@@ -180,11 +212,10 @@ class Grammar:
         else:
             name, overrides = self._by_name(text), {}
         config = with_overrides(self._store.get(name), overrides, source="configuration text")
-        self.configured = True
+        self.stage = Stage.CONFIGURED
         return [Begin(config.name, overrides, self.role, self._noise_id)]
 
     def _by_name(self, name: str) -> str:
-        name = name.strip()
         if name in NOISE_CONFIGS:
             self.role = Role.NOISE
             return "default"
@@ -217,22 +248,24 @@ class Grammar:
             value = element.get("value") or element.findtext("value") or ""
             if name == "noise_file":
                 self._noise_id = value.strip().removeprefix(NOISE_PREFIX)
+            elif name.startswith("limits."):
+                raise ConfigError(f"{name} cannot be set by a client; set it in a configuration file of the server")
             elif "." in name:  # gadgets have properties of their own, none with a dot
                 values[name] = value
         return str(values.pop("scanside.config", "default")), values
 
     def _header(self, frame: Frame) -> list[Action]:
-        if not self.configured:
+        if self.stage is Stage.GREETING:
             raise PeerError("received ISMRMRD header before config file", offset=frame.offset)
-        if self.header_seen:
+        if self.stage is Stage.RUNNING:
             raise PeerError("received a second header; a session is one scan", offset=frame.offset)
-        self.header_seen = True
+        self.stage = Stage.RUNNING
         return [Forward(frame)]
 
     def _data(self, frame: Frame) -> list[Action]:
-        if not self.configured:
+        if self.stage is Stage.GREETING:
             raise PeerError(f"received message {frame.id} before the configuration", offset=frame.offset)
-        if not self.header_seen:
+        if self.stage is Stage.CONFIGURED:
             raise PeerError(f"received message {frame.id} before the ISMRMRD header", offset=frame.offset)
         if frame.id != MessageId.TEXT:
             return [Forward(frame)]
@@ -240,7 +273,7 @@ class Grammar:
 
     def _text(self, frame: Frame) -> list[Action]:
         """TEXT of a client is JSON parameters (FIRE, OpenRecon) or a remark; only the former concerns the session."""
-        if not mrd.text(frame).lstrip().startswith("{"):
+        if not mrd.text(frame).lstrip().startswith(("{", "[")):
             return []
         if not self._fixed:
             self.dialect = Dialect.FIRE
@@ -253,8 +286,10 @@ def parse_parameters(text: str) -> dict[str, Value]:
     Raises `PeerError` naming the path of what is neither text, number nor truth value.
     """
     try:
-        document = json.loads(text)
-    except (json.JSONDecodeError, RecursionError) as error:
+        document = json.loads(text, parse_constant=_refuse_constant)
+    except RecursionError:
+        raise PeerError("parameters are nested too deeply") from None
+    except ValueError as error:  # malformed, or an integer of thousands of digits
         raise PeerError(f"parameters are not valid JSON: {error}") from None
     values = document.get("parameters", {}) if isinstance(document, dict) else None
     if not isinstance(values, dict):
@@ -263,3 +298,7 @@ def parse_parameters(text: str) -> dict[str, Value]:
         if not isinstance(value, str | int | float | bool):
             raise PeerError(f"parameters.{name[:80]}: expected text, number or truth value, got {type(value).__name__}")
     return values
+
+
+def _refuse_constant(name: str) -> float:
+    raise ValueError(f"{name} is not a number of JSON")

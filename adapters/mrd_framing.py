@@ -97,7 +97,7 @@ class Framer:
         self._need = ID_BYTES  # bytes of the current message without which nothing more can be said about it
         self._length: Length | None = None  # rule that is at work on the current message
         self._size = 0  # of the current message, once its rule has returned
-        self._shape = (0, 0, 0)  # samples, channels, trajectory dimensions of the last acquisition
+        self._shape = (-1, -1, -1)  # samples, channels, trajectory dimensions of the last acquisition
         self._shape_size = 0
 
     @property

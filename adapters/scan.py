@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 
 import msgspec
+import numpy as np
 from scanside.engine.config import ConfigStore, SystemConfig
 from scanside.engine.errors import PeerError, ScansideError
+from scanside.engine.headers import AcquisitionFlag, has_flag
 from scanside.engine.messages import AcquisitionBatch, EndOfScan, Event, FrameStats, Image, Message, Note, Parameters
 from scanside.engine.streaming.session import NoiseStore, Session
 
 from . import mrd
 from .grammar import Dialect, Role, parse_parameters, reply_text
+from .mrd_composite import bucket
 from .mrd_framing import Frame
 from .mrd_header import parse_header
 from .mrd_lengths import MessageId
@@ -112,14 +115,33 @@ class Scan:
             yield from self._feed(mrd.image(frame))
         elif frame.id == MessageId.WAVEFORM:
             yield from self._feed(mrd.waveform(frame))
+            if self._role is Role.EXTERNAL:  # the next node of the chain may want it
+                yield Reply([frame.view])
         elif frame.id == MessageId.HEADER:
             yield from self._header(frame)
         elif frame.id == MessageId.TEXT:
             yield from self._parameters(mrd.text(frame))
+        elif self._role is Role.EXTERNAL and frame.id == MessageId.BUCKET:
+            yield from self._bucket(frame, received)
+        elif self._role is Role.EXTERNAL and frame.id == MessageId.IMAGE_ARRAY:
+            self._images += 1
+            yield Reply([frame.view])
         else:
             raise PeerError(
                 f"{self._config.name} takes acquisitions and images, not message {frame.id}", offset=frame.offset
             )
+
+    def _bucket(self, frame: Frame, received: float) -> Iterator[Reply]:
+        """Readouts that another node of the chain has gathered. Calibration readouts that are imaging ones too come as these."""
+        content = bucket(frame)
+        for part in (content.calibration, content.imaging):
+            for batch in part.batches(received):
+                both = np.asarray(has_flag(batch.headers["flags"], AcquisitionFlag.IS_PARALLEL_CALIBRATION_AND_IMAGING))
+                if part is content.calibration and both.any():
+                    batch = _subset(batch, ~both)
+                if len(batch):
+                    self._readouts += len(batch)
+                    yield from self._feed(batch)
 
     def _header(self, frame: Frame) -> Iterator[Reply]:
         text = mrd.text(frame)
@@ -130,7 +152,11 @@ class Scan:
         yield from self._feed(parse_header(text.encode(), self._config.limits))
 
     def _parameters(self, text: str) -> Iterator[Reply]:
-        values = parse_parameters(text)
+        try:
+            values = parse_parameters(text)
+        except PeerError as error:  # the scan is worth more than its parameters
+            yield from self._say(Note("error", f"{error}; the parameters are ignored"))
+            return
         chosen = str(values.pop("customconfig", "") or values.get("config", "") or "")
         values.pop("config", None)
         if chosen and not self._readouts:
@@ -149,7 +175,7 @@ class Scan:
             self._images += 1
             header = event.header
             yield Reply(
-                mrd.encode_image(event),
+                mrd.encode_image(self._portable(event)),
                 series=int(header["image_series_index"]),
                 image=max(1, int(header["image_index"])),
             )
@@ -162,6 +188,12 @@ class Scan:
         else:
             yield Reply([mrd.encode_waveform(event)])
 
+    def _portable(self, image: Image) -> Image:
+        """Gadgetron's reader of images from external nodes has no 16-bit signed type and would lose all images."""
+        if self._role is not Role.EXTERNAL or image.pixels.dtype != np.int16:
+            return image
+        return Image(header=image.header, pixels=image.pixels.astype(np.int32), meta=image.meta)
+
     def _say(self, note: Note) -> Iterator[Reply]:
         if self._role is Role.SCAN:
             yield Reply([reply_text(note.level, note.text, self._dialect)])
@@ -169,3 +201,10 @@ class Scan:
     def _noise_answer(self) -> dict[str, list[str]]:
         model = self._noise.get(self._noise_id)
         return {"status": ["failed"]} if model is None else model.dependency_answer()
+
+
+def _subset(batch: AcquisitionBatch, chosen: np.ndarray) -> AcquisitionBatch:
+    trajectory = None if batch.trajectory is None else batch.trajectory[chosen]
+    return AcquisitionBatch(
+        headers=batch.headers[chosen], samples=batch.samples[chosen], trajectory=trajectory, received=batch.received
+    )

@@ -24,7 +24,7 @@ from scanside.engine.errors import ConfigError, DeviceLost
 
 from .bus import AsyncPort, Broker, check_bind
 from .envelope import Envelope
-from .gadgetron import Gateway, GatewayOptions
+from .gadgetron import ConnectionOptions, Gateway
 from .metrics import Metrics, MetricsServer
 from .queries import answer_query
 
@@ -43,6 +43,12 @@ ENVIRONMENT = {
 """Memory stays with the process instead of being mapped anew for each array; idle threads sleep instead of spinning."""
 START_SECONDS = 120.0
 RESTART_SECONDS = 1.0
+"""Between the end of a worker that had hardly started and its successor, so that a defect does not keep a core busy."""
+YOUNG_SECONDS = 30.0
+HEARTBEAT_SECONDS = 0.5
+OWN_END, CUT_OFF = 0.6, 0.15
+"""Shares of the drain time: for sessions to end by themselves, and for the images of those that are cut off."""
+CLOSE_SECONDS = 10.0
 SWITCH_SECONDS = 0.0005
 
 
@@ -97,6 +103,7 @@ class Server:
         self._crew: _Crew | None = None
         self._beat = time.monotonic()
         self._draining = False
+        self._counted: dict[str, int] = {}
 
     def start(self) -> None:
         """Listen and start the workers; returns when a scan can be taken."""
@@ -116,12 +123,17 @@ class Server:
         _log.info("ready", host=options.host, port=self.port, metrics_port=self.metrics_port, workers=options.workers)
 
     def stop(self) -> None:
-        """Stop listening, end the workers, give everything back."""
+        """Stop listening, let sessions end, end the workers, give everything back; takes `drain_seconds` at most.
+
+        Sessions still open after most of that time are cut off: their peers get the images of what had arrived, and are told.
+        """
         self._draining = True
         if self._crew is not None:
             self._crew.expect_end()
         if self._loop is not None and self._thread is not None and self._thread.is_alive():
-            asyncio.run_coroutine_threadsafe(self._close(), self._loop).result(10)
+            asyncio.run_coroutine_threadsafe(self._close(), self._loop).result(
+                self.options.drain_seconds + CLOSE_SECONDS
+            )
             self._loop.call_soon_threadsafe(self._loop.stop)
             self._thread.join()
         if self._http is not None:
@@ -168,8 +180,10 @@ class Server:
 
     def _start_broker(self) -> None:
         binds = (self.options.bus,) if self.options.bus else ()
-        self._broker = Broker(binds=binds, insecure=self.options.insecure, limits=self.store.get("default").limits)
-        self._broker.start()
+        broker = Broker(binds=binds, insecure=self.options.insecure, limits=self.store.get("default").limits)
+        broker.start()
+        self._broker = broker
+        self.metrics.watch_queue("bus", lambda: broker.status().waiting)
 
     def _start_gateway(self) -> None:
         self._loop = asyncio.new_event_loop()
@@ -191,7 +205,7 @@ class Server:
 
     async def _open(self) -> int:
         options = self.options
-        gateway = GatewayOptions(
+        connections = ConnectionOptions(
             dialect=options.dialect,
             default_config=options.default_config,
             failure=options.failure,
@@ -201,7 +215,7 @@ class Server:
         )
         limits = self.store.get("default").limits
         self._port = AsyncPort(self._require(self._broker).context, self._from_bus, limits=limits)
-        self._gateway = Gateway(self.store, self._port, self.metrics, self._answer, options=gateway, limits=limits)
+        self._gateway = Gateway(self.store, self._port, self.metrics, self._answer, options=connections, limits=limits)
         self._heartbeat()
         return await self._gateway.start(options.host, options.port)
 
@@ -211,12 +225,24 @@ class Server:
 
     def _heartbeat(self) -> None:
         self._beat = time.monotonic()
-        if self._loop is not None and not self._draining:
-            self._loop.call_later(0.5, self._heartbeat)
+        self._count_malformed()
+        if self._loop is not None:
+            self._loop.call_later(HEARTBEAT_SECONDS, self._heartbeat)
+
+    def _count_malformed(self) -> None:
+        """Carry what the bus refused over to the metrics."""
+        if self._broker is None:
+            return
+        counts = self._broker.status().counts
+        for name, count in counts.items():
+            kind, _, reason = name.partition(".")
+            for _ in range(count - self._counted.get(name, 0) if kind == "malformed" else 0):
+                self.metrics.message_rejected(reason)
+        self._counted = counts
 
     async def _close(self) -> None:
         if self._gateway is not None:
-            await self._gateway.stop()
+            await self._gateway.stop(self.options.drain_seconds * OWN_END, self.options.drain_seconds * CUT_OFF)
         if self._port is not None:
             self._port.close()
 
@@ -245,7 +271,7 @@ class _Crew:
 
     def __init__(self, broker: Broker, options: ServeOptions) -> None:
         self._broker, self._options = broker, options
-        self._processes: dict[bytes, subprocess.Popen[bytes]] = {}
+        self._processes: dict[bytes, tuple[subprocess.Popen[bytes], float]] = {}
         self._ending = threading.Event()
         self._watcher = threading.Thread(target=self._watch, name="workers", daemon=True)
 
@@ -272,9 +298,9 @@ class _Crew:
         self._ending.set()
         if self._watcher.is_alive():
             self._watcher.join()
-        for process in self._processes.values():
+        for process, _ in self._processes.values():
             process.terminate()
-        for process in self._processes.values():
+        for process, _ in self._processes.values():
             try:
                 process.wait(5)
             except subprocess.TimeoutExpired:
@@ -295,15 +321,17 @@ class _Crew:
         for folder in self._options.config_folders:
             command += ["--configs", str(folder)]
         environment = {**ENVIRONMENT, **os.environ}
-        self._processes[identity] = subprocess.Popen(command, env=environment)  # noqa: S603 - our own interpreter
+        process = subprocess.Popen(command, env=environment)  # noqa: S603 - our own interpreter
+        self._processes[identity] = process, time.monotonic()
 
     def _watch(self) -> None:
         while not self._ending.wait(0.1):
-            for identity, process in list(self._processes.items()):
+            for identity, (process, since) in list(self._processes.items()):
                 if process.poll() is None:
                     continue
                 del self._processes[identity]
                 _log.error("worker ended", code=process.returncode)
                 self._broker.worker_lost(identity)
-                if not self._ending.wait(RESTART_SECONDS):
+                young = time.monotonic() - since < YOUNG_SECONDS
+                if not self._ending.wait(RESTART_SECONDS if young else 0):
                     self._hire()

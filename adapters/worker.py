@@ -22,7 +22,7 @@ import torch
 import zmq
 from scanside.engine.config import ConfigStore, Value, with_overrides
 from scanside.engine.errors import ScansideError
-from scanside.engine.messages import EndOfScan, Event
+from scanside.engine.messages import EndOfScan, Event, Message
 from scanside.engine.simulation.scan import simulate_scan
 from scanside.engine.streaming.session import NoiseStore, Session
 
@@ -38,7 +38,8 @@ _log = structlog.get_logger("worker")
 
 CREDIT = 32 << 20
 """Bytes that a session may have under way."""
-POLL_SECONDS = 1.0
+POLL_SECONDS = 0.2
+"""How long a worker may take to notice that it should end."""
 NOISE_KEPT = 256
 """Noise measurements kept for later scans; the oldest go first."""
 
@@ -137,7 +138,7 @@ class Worker:
         self._context.term()
 
     def stop(self) -> None:
-        """End `run` within a second."""
+        """End `run` soon."""
         self._stopping.set()
 
     def forget(self, session: str) -> None:
@@ -189,7 +190,8 @@ def warm_up(store: ConfigStore) -> int:
     for matrix, acceleration in ((256, 1), (64, 2)):
         session = Session(store.get("default"))
         scan = simulate_scan(matrix, 8, acceleration, repetitions=1)
-        for message in (scan.header, *scan.readouts(1 if acceleration > 1 else 64), EndOfScan()):
+        messages: list[Message] = [scan.header, *scan.readouts(1 if acceleration > 1 else 64), EndOfScan()]
+        for message in messages:
             events += session.feed(message)
     return len(events)
 

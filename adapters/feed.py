@@ -1,0 +1,102 @@
+"""What one connection sends to its session on the bus: bytes as received, no more than credit allows, then the end."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Mapping
+from itertools import islice
+from typing import NamedTuple
+
+from scanside.engine.config import Value
+
+from .bus import AsyncPort
+from .envelope import Envelope, Opened
+from .mrd_framing import Frame
+
+__all__ = ["BATCH_FRAMES", "PIECE_BYTES", "Feed"]
+
+PIECE_BYTES = 16 << 20
+"""Larger messages travel on the bus in pieces of this size."""
+BATCH_FRAMES = 128
+"""Pieces of one bus message."""
+
+
+class _Piece(NamedTuple):
+    view: memoryview
+    messages: int
+    """Complete messages in it; 0 for a piece that is not the last of its message."""
+    received: int
+
+
+class Feed:
+    """The way from a connection to its session. Keeps what there is no credit for; drops nothing until the session is over."""
+
+    def __init__(self, port: AsyncPort) -> None:
+        self._port = port
+        self._held: deque[_Piece] = deque()
+        self._opened = self._ending = self._ended = False
+        self._complete = True
+        self.session = ""
+        """Id on the bus; empty before the session and after it."""
+        self.held_bytes = 0
+
+    def __len__(self) -> int:
+        """Pieces that wait for credit."""
+        return len(self._held)
+
+    def open(self, config: str, dialect: str, received: int, parameters: Mapping[str, Value]) -> str:
+        """Ask for a session; returns its id. `received`: time in ns."""
+        port = self._port
+        self.session = port.open(config, dialect=dialect, peer="scanner", received=received, parameters=parameters)
+        return self.session
+
+    def put(self, frame: Frame, received: int) -> None:
+        """Take a frame that was received at `received` ns; `flush` sends it."""
+        view = frame.view
+        self.held_bytes += len(view)
+        while len(view) > PIECE_BYTES:
+            self._held.append(_Piece(view[:PIECE_BYTES], 0, received))
+            view = view[PIECE_BYTES:]
+        self._held.append(_Piece(view, frame.count, received))
+
+    def take(self, envelope: Envelope) -> None:
+        """Hear of new credit, the first of which says that the session is open."""
+        if isinstance(envelope, Opened):
+            self._opened = True
+        self.flush()
+
+    def end(self, *, complete: bool) -> None:
+        """Nothing more comes: say so after what is held. The first call decides whether the scan is complete."""
+        if not self._ending:
+            self._ending, self._complete = True, complete
+        self.flush()
+
+    def flush(self) -> None:
+        """Send what is held as far as credit goes, then the end."""
+        while self._held and self._port.credit(self.session) > 0:
+            self._send()
+        # a session that waits for a worker would be over at once
+        if self._ending and self._opened and not self._held and not self._ended:
+            self._ended = True
+            self._port.end(self.session, complete=self._complete)
+
+    def _send(self) -> None:
+        batch = list(islice(self._held, BATCH_FRAMES))
+        for piece in batch:
+            self.held_bytes -= len(piece.view)
+            self._held.popleft()
+        messages = max(1, sum(piece.messages for piece in batch))
+        views = [piece.view for piece in batch]
+        self._port.send(self.session, views, messages=messages, received=batch[-1].received)
+
+    def abandon(self) -> None:
+        """The peer is gone: end the session wherever it is."""
+        if self.session and not self._ended:
+            self._port.end(self.session, complete=False)
+        self.close()
+
+    def close(self) -> None:
+        """The session is over: forget what was held for it."""
+        self.session, self._ended = "", True
+        self._held.clear()
+        self.held_bytes = 0
