@@ -61,17 +61,26 @@ def golden_spokes(first: int, spokes: int, samples: int) -> np.ndarray:
     return _polar(angle[:, None], radius[None, :])
 
 
-def spiral_arms(first: int, arms: int, full: int, matrix: int, oversampling: int) -> np.ndarray:
-    """Archimedean spirals from the center, each turned by the golden angle from the one before.
+def spiral_arms(
+    first: int, arms: int, full: int, matrix: int, oversampling: int, *, calibration: int = 0
+) -> np.ndarray:
+    """Archimedean spirals from the center, each turned by twice the golden angle from the one before.
 
-    `full` arms with equal angles between them would satisfy the sampling theorem. Samples are about 1/oversampling
+    Arms cover the full circle, not half of it as spokes do, so the angle that divides it well is twice as large.
+    `full` arms with equal angles between them would satisfy the sampling theorem; within `calibration` / 2 cycles per
+    field of view from the center, `arms` do. The first sample is at the center; samples are at most 1/oversampling
     cycles per field of view apart along the arm. Shape (arms, samples, 2).
     """
-    turns = matrix / 2 / full
-    samples = math.ceil(math.pi * turns * matrix / 2 * oversampling)
-    radius = np.sqrt((np.arange(samples) + 0.5) / samples)
-    angle = _GOLDEN_ANGLE * np.arange(first, first + arms)[:, None] + 2 * math.pi * turns * radius[None, :]
-    return _polar(angle, radius[None, :] / 2)
+    radius = np.linspace(0, matrix / 2, 64 * matrix)
+    step = radius[1]
+    pitch = 2 * math.pi / np.where(radius < calibration / 2, arms, full)
+    turned = np.cumsum(pitch) * step - pitch[0] * step
+    # an even speed all along: an even area per sample would leave a hole of several cycles around the center
+    length = np.cumsum(np.hypot(1, pitch * radius)) * step
+    samples = math.ceil((length[-1] - length[0]) * oversampling) + 1
+    even = np.interp(np.linspace(length[0], length[-1], samples), length, radius)
+    angle = 2 * _GOLDEN_ANGLE * np.arange(first, first + arms)[:, None] + np.interp(even, radius, turned)[None, :]
+    return _polar(angle, even[None, :] / matrix)
 
 
 def _polar(angle: np.ndarray, radius: np.ndarray) -> np.ndarray:

@@ -88,8 +88,8 @@ def simulate_scan(
     """A scan of the Shepp-Logan head with a smooth phase, by wire loops round it, from k-space in closed form.
 
     matrix: pixels per side, even. acceleration: every n-th line (Cartesian), or 1/n of the spokes or arms that the
-    sampling theorem asks for. calibration_lines: full block in the middle, embedded; Cartesian scans with
-    acceleration above 1 only. oversampling: along the readout, 1 or 2. noise: standard deviation of a complex k-space
+    sampling theorem asks for. calibration_lines: full block in the middle, embedded; Cartesian scans and spirals
+    with acceleration above 1 only. oversampling: along the readout, 1 or 2. noise: standard deviation of a complex k-space
     sample, so of a pixel of an unaccelerated coil image, against max|reference| = 1; differs and correlates between
     coils. noise_readouts: readouts without signal before the scan. partial_fourier: share of lines, 0.5 < p <= 1;
     lines are numbered from the first that is acquired, as scanners do. order: of the lines within a frame.
@@ -259,7 +259,9 @@ def _frame(plan: _Plan, repetition: int) -> _Frame:
         return _free_frame(plan, golden_spokes(repetition * spokes, spokes, samples), samples // 2)
     full = max(plan.matrix // _SPIRAL_ARMS, 1)
     arms = math.ceil(full / plan.acceleration)
-    return _free_frame(plan, spiral_arms(repetition * arms, arms, full, plan.matrix, plan.oversampling), 0)
+    block = plan.calibration_lines if plan.acceleration > 1 else 0
+    spiral = spiral_arms(repetition * arms, arms, full, plan.matrix, plan.oversampling, calibration=block)
+    return _free_frame(plan, spiral, 0)
 
 
 def _cartesian_frame(plan: _Plan) -> _Frame:
