@@ -7,12 +7,15 @@ installed configurations (their names and aliases); nothing is imported or opene
 from __future__ import annotations
 
 import difflib
+import math
 import re
 import tomllib
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from importlib import resources
+from importlib.resources.abc import Traversable
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 import msgspec
 
@@ -36,7 +39,8 @@ __all__ = [
 ]
 
 Value = str | int | float | bool
-Positive = Annotated[int, msgspec.Meta(ge=1)]
+Iterations = Annotated[int, msgspec.Meta(ge=1, le=10000)]
+KernelSize = Annotated[int, msgspec.Meta(ge=1, le=64)]
 Weight = Annotated[float, msgspec.Meta(ge=0)]
 
 Method = Literal["auto", "none", "zero_filled", "sense", "cg_sense", "l1_espirit", "grappa", "gridding"]
@@ -76,11 +80,11 @@ class ReconstructionConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=Tr
 
     method: Method = "auto"
     """`auto`: root sum of squares of what is fully sampled, SENSE for what is not."""
-    iterations: Positive = 30
+    iterations: Iterations = 30
     """Of conjugate gradients, or of FISTA for `l1_espirit`."""
     regularization: Weight = 0.005
     """L2 weight of SENSE, relative to the largest eigenvalue, or wavelet threshold of `l1_espirit`, relative to the data."""
-    kernel: tuple[Positive, Positive] = (5, 4)
+    kernel: tuple[KernelSize, KernelSize] = (5, 4)
     """GRAPPA kernel: readout points, acquired lines."""
 
 
@@ -137,8 +141,28 @@ def _fields(path: str) -> Iterable[str]:
     return [f.name for f in msgspec.structs.fields(kind)]
 
 
-def _explain(error: msgspec.ValidationError, source: str) -> str:
-    """Turn msgspec's message into one with file, key path and remedy."""
+def _at(values: Any, path: str) -> Any:  # noqa: ANN401 - whatever the file holds there
+    """Value at a dotted path, such as reconstruction.kernel[1]."""
+    for part in re.findall(r"[^.\[\]]+", path):
+        values = values[int(part)] if isinstance(values, list | tuple) else values[part]
+    return values
+
+
+def _complaint(path: str, value: object, what: str) -> str:
+    """What is wrong with a value, and what would be right."""
+    shown = repr(value)
+    shown = shown if len(shown) <= 80 else shown[:77] + "..."
+    kind = _leaves(SystemConfig).get(path)
+    if get_origin(kind) is Literal:
+        allowed = get_args(kind)
+        close = difflib.get_close_matches(str(value)[:80], allowed, n=1)
+        hint = f"; did you mean {close[0]!r}?" if close else ""
+        return f"{path} = {shown}: allowed: {', '.join(allowed)}{hint}"
+    return f"{path} = {shown}: {what[0].lower()}{what[1:]}"
+
+
+def _explain(error: msgspec.ValidationError, source: str, values: Mapping[str, Any]) -> str:
+    """Turn msgspec's message into one with file, key path, value and remedy."""
     text = str(error)
     match = re.match(r"^(?P<what>.*?)(?: - at `\$\.?(?P<path>[^`]*)`)?$", text, re.DOTALL)
     what, path = (match["what"], match["path"] or "") if match else (text, "")
@@ -146,7 +170,7 @@ def _explain(error: msgspec.ValidationError, source: str) -> str:
     if unknown:
         key = ".".join(filter(None, (path, unknown[1])))
         return f"{source}: unknown key {key}; {_suggest(unknown[1], _fields(path))}"
-    return f"{source}: {path or 'configuration'}: {what[0].lower()}{what[1:]}"
+    return f"{source}: {_complaint(path, _at(values, path), what)}"
 
 
 def read_config(text: str, *, name: str, source: str) -> SystemConfig:
@@ -163,9 +187,13 @@ def read_config(text: str, *, name: str, source: str) -> SystemConfig:
 
 def _convert(values: Mapping[str, Any], source: str) -> SystemConfig:
     try:
-        return msgspec.convert(values, SystemConfig)
+        config = msgspec.convert(values, SystemConfig)
     except msgspec.ValidationError as error:
-        raise ConfigError(_explain(error, source)) from None
+        raise ConfigError(_explain(error, source, values)) from None
+    for path, value in to_toml_rows(config).items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ConfigError(f"{source}: {_complaint(path, value, 'expected a finite number')}")
+    return config
 
 
 def _leaves(kind: Any, prefix: str = "") -> dict[str, Any]:  # noqa: ANN401 - a struct class, walked by reflection
@@ -187,10 +215,12 @@ def _parse_value(value: Value, kind: Any, path: str, source: str) -> Any:  # noq
         text = text.lower()
     if kind is str or text == "":
         return value
+    parts = text.strip("[]()").split(",") if get_origin(kind) is tuple else text
     try:
-        return msgspec.convert(text, kind, strict=False)
+        return msgspec.convert(parts, kind, strict=False)
     except msgspec.ValidationError as error:
-        raise ConfigError(f"{source}: {path} = {value!r}: {error}") from None
+        what = str(error).partition(" - at `")[0]
+        raise ConfigError(f"{source}: {_complaint(path, value, what)}") from None
 
 
 def with_overrides(config: SystemConfig, overrides: Mapping[str, Value], *, source: str) -> SystemConfig:
@@ -215,13 +245,13 @@ def parameter_overrides(values: Mapping[str, Value]) -> tuple[dict[str, Value], 
     """Sort parameters from a console into overrides by dotted path, and names that mean nothing here.
 
     A console knows only letters and digits (OpenRecon), so `sendOriginal` means output.send_original and `iterations`
-    reconstruction.iterations; limits cannot be set from the wire. Empty strings mean "not set".
+    reconstruction.iterations; a short name that two tables have, such as `kernel`, means nothing. Limits cannot be set from
+    the wire. Empty strings mean "not set".
     """
-    paths: dict[str, str] = {}
-    for path in _leaves(SystemConfig):
-        if "." in path and not path.startswith("limits."):
-            for spelling in (path, path.rpartition(".")[2]):
-                paths.setdefault(_squeeze(spelling), path)
+    settable = [path for path in _leaves(SystemConfig) if "." in path and not path.startswith("limits.")]
+    short = Counter(_squeeze(path.rpartition(".")[2]) for path in settable)
+    paths = {name: path for path in settable if short[name := _squeeze(path.rpartition(".")[2])] == 1}
+    paths |= {_squeeze(path): path for path in settable}
     known = {paths[_squeeze(name)]: value for name, value in values.items() if _squeeze(name) in paths and value != ""}
     return known, {name for name in values if _squeeze(name) not in paths}
 
@@ -254,29 +284,46 @@ class ConfigStore:
     """The installed configurations, by name and alias.
 
     `folders` are searched after the shipped ones; a file `mri/mine.toml` in one of them is called `mri/mine` and replaces a
-    shipped configuration of that name.
+    shipped configuration of that name. An alias in a folder takes the place of the same alias in what was there before; two
+    files of one folder with the same alias are an error.
     """
 
     def __init__(self, folders: Iterable[Path] = ()) -> None:
         self._texts: dict[str, tuple[str, str]] = {}
+        self._layers: dict[str, int] = {}
         for domain in ("mri",):
-            package = resources.files("scanside.configs").joinpath(domain)
-            for item in package.iterdir():
+            for item in resources.files("scanside.configs").joinpath(domain).iterdir():
                 if item.name.endswith(".toml"):
-                    self._add(f"{domain}/{item.name[:-5]}", item.read_text("utf-8"), item.name)
-        for folder in folders:
+                    self._add(f"{domain}/{item.name[:-5]}", item, item.name, 0)
+        for layer, folder in enumerate(folders, 1):
             if not folder.is_dir():
                 raise ConfigError(f"{folder}: no such folder of configurations")
             for path in sorted(folder.glob("*/*.toml")):
-                self._add(f"{path.parent.name}/{path.stem}", path.read_text("utf-8"), str(path))
+                self._add(f"{path.parent.name}/{path.stem}", path, str(path), layer)
         self._configs = {n: read_config(t, name=n, source=s) for n, (t, s) in self._texts.items()}
-        self._aliases: dict[str, str] = {}
-        for name, config in sorted(self._configs.items()):
-            for alias in (name, name.partition("/")[2], *config.aliases):
-                self._aliases.setdefault(alias, name)
+        self._aliases = self._known_names()
 
-    def _add(self, name: str, text: str, source: str) -> None:
-        self._texts[name] = (text, source)
+    def _add(self, name: str, file: Traversable, source: str, layer: int) -> None:
+        try:
+            self._texts[name] = (file.read_text("utf-8"), source)
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"{source}: cannot be read as UTF-8 text: {error}") from None
+        self._layers[name] = layer
+
+    def _known_names(self) -> dict[str, str]:
+        """Configuration by every name it may be asked for: full names first, then what later folders say."""
+        names = {name: name for name in self._configs}
+        for layer in sorted(set(self._layers.values()), reverse=True):
+            inside = sorted(name for name, where in self._layers.items() if where == layer)
+            aliases: dict[str, str] = {}
+            for name in inside:
+                for alias in self._configs[name].aliases:
+                    if aliases.setdefault(alias, name) != name:
+                        files = f"{self._texts[aliases[alias]][1]} and {self._texts[name][1]}"
+                        raise ConfigError(f"{files}: both have the alias {alias!r}; take it out of one of them")
+            short = {name.partition("/")[2]: name for name in reversed(inside)}
+            names = short | aliases | names
+        return names
 
     def names(self) -> list[str]:
         """Names of all configurations, sorted."""

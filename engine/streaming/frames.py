@@ -23,6 +23,7 @@ class CartesianFrame:
         shape = (coils, layout.depth, layout.height, layout.width)
         self.kspace = torch.zeros(shape, dtype=torch.complex64)
         self._flat = self.kspace.view(coils, -1, layout.width)
+        self._array = self._flat.numpy()
         self.counts = np.zeros((layout.depth, layout.height), dtype=np.int32)
         self._folded: torch.Tensor | None = None
         self._phases: torch.Tensor | None = None
@@ -68,11 +69,11 @@ class CartesianFrame:
             self._folding = False
 
     def _write(self, lines: torch.Tensor, flat: np.ndarray) -> None:
-        before = self.counts.reshape(-1)[flat]
-        np.add.at(self.counts.reshape(-1), flat, 1)
-        source = lines.transpose(0, 1)
-        if not before.any() and self.counts.reshape(-1)[flat].max() == 1:
-            self._flat.index_copy_(1, torch.from_numpy(flat), source)
+        counts, source = self.counts.reshape(-1), lines.transpose(0, 1)
+        before = counts[flat]
+        np.add.at(counts, flat, 1)
+        if not before.any() and counts[flat].max() == 1:
+            self._array[:, flat] = source.numpy()
         else:
             self._flat.index_add_(1, torch.from_numpy(flat), source)
 

@@ -21,7 +21,6 @@ from .triggers import TriggerPolicy
 __all__ = ["CartesianLane", "ClosedFrame", "GatheringLane", "Run"]
 
 _CALIBRATES = np.uint64(Flag.IS_PARALLEL_CALIBRATION_AND_IMAGING.bit)
-_REVERSES = np.uint64(Flag.IS_REVERSE.bit)
 
 POOL = 4
 """Finished frames kept for reuse."""
@@ -49,12 +48,6 @@ class Run(msgspec.Struct, frozen=True, eq=False):
         """The readouts for which `wanted`, boolean (n,), holds."""
         trajectory = None if self.trajectory is None else self.trajectory[wanted]
         return Run(self.headers[wanted], self.samples[wanted], trajectory, self.received, self.idle)
-
-    @property
-    def reverse(self) -> np.ndarray:
-        """Which readouts ran backwards, boolean (n,)."""
-        reverse: np.ndarray = self.headers["flags"] & _REVERSES != 0
-        return reverse
 
 
 class ClosedFrame(msgspec.Struct, frozen=True, eq=False):
@@ -105,15 +98,22 @@ class CartesianLane:
             frame = self._frame(key, part)
             self._fill(frame, part)
             if bool((part.headers["flags"] & _CALIBRATES).any()):
-                self.calibration(part.where(part.headers["flags"] & _CALIBRATES != 0))
+                self._calibrate(key, part.where(part.headers["flags"] & _CALIBRATES != 0))
             reason = self._trigger.counted(frame.readouts, covered=self._covered(frame))
             yield from self._close([key] if reason else [], reason or "flag")
             yield from self._close(self._trigger.flagged(part.headers[-1], key, list(self.opened)), "flag")
 
-    def calibration(self, run: Run) -> None:
-        """Keep the calibration readouts of a run; those of a later repetition take the place of earlier ones."""
+    def calibration(self, run: Run) -> Iterator[ClosedFrame]:
+        """Keep the calibration readouts of a run; yield the frames that they show to be over.
+
+        Those of a later repetition take the place of earlier ones, which the frames of that repetition may still need.
+        """
         self._check(run)
         key = frame_key(run.headers[0])
+        yield from self._close(self._trigger.changed(key, list(self.opened)), "change")
+        self._calibrate(key, run)
+
+    def _calibrate(self, key: FrameKey, run: Run) -> None:
         place = msgspec.structs.replace(key, repetition=0)
         owner, frame = self.calibrations.get(place, (key, None))
         if frame is None:
@@ -159,24 +159,41 @@ class CartesianLane:
         return flat
 
     def _cuts(self, key: FrameKey, run: Run) -> Iterator[tuple[int, int]]:
-        """Split a run where a line comes again: coverage may end the frame in between."""
+        """Split a run where its frame may end within: after the last announced line, and where lines come again."""
+        total = len(run.headers)
         flat = self._positions(run.headers)
+        inside = flat[flat >= 0]
         frame = self.opened.get(key)
-        again = len(np.unique(flat)) < len(flat)
-        again |= frame is not None and bool((frame.counts.reshape(-1)[flat] >= frame.averages).any())
-        count = int(self._trigger.config.acquisitions)
-        if not again and not count:
-            yield 0, len(run.headers)
+        again = len(np.unique(inside)) < len(inside)
+        if frame is not None:
+            again |= bool((frame.counts.reshape(-1)[inside] >= frame.averages).any())
+        more = bool((run.headers["idx"]["average"] >= self.layout.averages).any())
+        if total > 1 and (again or more or self._trigger.config.acquisitions):
+            yield from ((index, index + 1) for index in range(total))
             return
-        for index in range(len(run.headers)):
-            yield index, index + 1
+        end = self._covering_line(frame, flat) if total > 1 else total
+        yield 0, end
+        if end < total:
+            yield end, total
+
+    def _covering_line(self, frame: CartesianFrame | None, flat: np.ndarray) -> int:
+        """How many lines of a run, each new to the frame, are needed until nothing announced is missing; at most all."""
+        if frame is None:
+            needed = self._announced * self.layout.averages
+        else:
+            needed = self._announced * np.maximum(frame.averages - frame.counts, 0)
+        useful = (flat >= 0) & (needed.reshape(-1)[flat] > 0)
+        total = int(needed.sum())
+        if not total or int(useful.sum()) < total:
+            return len(flat)
+        return int(np.flatnonzero(useful)[-1]) + 1
 
     def _frame(self, key: FrameKey, run: Run) -> CartesianFrame:
         frame = self.opened.get(key)
         if frame is not None:
             return frame
         last = self._last.pop(key, None)
-        if last is not None and self._late(last, run):
+        if last is not None and self._late(last, run.headers[:1]):
             self.opened[key] = last
             return last
         if last is not None:
@@ -186,11 +203,10 @@ class CartesianLane:
         self.opened[key] = frame
         return frame
 
-    def _late(self, frame: CartesianFrame, run: Run) -> bool:
-        """Whether readouts for a frame already closed are lines it lacks, not the beginning of the next one."""
-        flat = self._positions(run.headers)
-        flat = flat[flat >= 0]
-        return bool(len(flat)) and not frame.counts.reshape(-1)[flat].any() and not self._covered(frame)
+    def _late(self, frame: CartesianFrame, header: np.ndarray) -> bool:
+        """Whether a readout for a frame already closed is a line that it lacks, not the beginning of the next one."""
+        flat = self._positions(header)
+        return bool((flat >= 0).all()) and not frame.counts.reshape(-1)[flat].any()
 
     def _new(self) -> CartesianFrame:
         frames = len(self.opened) + len(self.calibrations) + len(self._last) + 1
@@ -216,6 +232,8 @@ class CartesianLane:
             frame = self.opened.pop(key, None)
             if frame is not None and frame.header is not None:
                 yield ClosedFrame(key, frame, reason)
+            elif frame is not None:
+                self._recycle(frame)
 
     def _recycle(self, frame: CartesianFrame) -> None:
         if len(self._pool) < POOL:
@@ -285,13 +303,19 @@ class GatheringLane:
 
     def _new(self, key: FrameKey) -> GatheredFrame:
         self._limits.check("frames_open", len(self.opened) + 1, what="number of frames being filled at once")
-        size = self._readouts * self.samples * (8 * self.coils + 4 * self.dimensions)
-        self._limits.check("session_bytes", (len(self.opened) + 1) * size, what="memory for the frames of this session")
+        self._check_size(self._readouts, len(self.opened) + 1)
         frame = self._pool.pop() if self._pool else None
         self.opened[key] = frame or GatheredFrame(self.coils, self._readouts, self.samples, self.dimensions)
         return self.opened[key]
 
+    def _check_size(self, readouts: int, frames: int) -> None:
+        size = readouts * self.samples * (8 * self.coils + 4 * self.dimensions)
+        self._limits.check("frame_bytes", size, what="k-space of one frame")
+        self._limits.check("session_bytes", frames * size, what="memory for the frames of this session")
+
     def _fill(self, frame: GatheredFrame, run: Run) -> None:
+        if frame.readouts + len(run.headers) > len(frame.steps):
+            self._check_size(2 * len(frame.steps), len(self.opened))
         samples = torch.from_numpy(np.array(run.samples, dtype=np.complex64, order="C"))
         if self._matrix is not None:
             samples = torch.matmul(self._matrix, samples)

@@ -68,7 +68,7 @@ class CartesianLayout(msgspec.Struct, frozen=True, kw_only=True):
             depth=depth,
             rows=space.limits.get("kspace_encode_step_1", EncodingLimit(0, height - 1, height // 2)),
             partitions=space.limits.get("kspace_encode_step_2", EncodingLimit(0, depth - 1, depth // 2)),
-            averages=space.limits.get("average", EncodingLimit()).count,
+            averages=max(1, space.limits.get("average", EncodingLimit()).count),
         )
         limits.check(
             "frame_bytes", 8 * int(first["active_channels"]) * depth * height * width, what="k-space of one frame"
@@ -99,14 +99,20 @@ class CartesianLayout(msgspec.Struct, frozen=True, kw_only=True):
         """Lines that the header announces, boolean (depth, height); with undersampling it announces none."""
         lines = np.zeros((self.depth, self.height), dtype=bool)
         if self.encoding.acceleration == (1, 1):
-            bounds = []
+            lines[self.box] = True
+        return lines
+
+    @property
+    def box(self) -> tuple[slice, slice]:
+        """Partitions and rows within the ranges of the header, whether or not all of their lines are to come."""
+        parts, rows = (
+            slice(max(0, limit.minimum + shift), max(0, min(size, limit.maximum + shift + 1)))
             for limit, shift, size in (
                 (self.partitions, self.depth // 2 - self.partitions.center, self.depth),
                 (self.rows, self.height // 2 - self.rows.center, self.height),
-            ):
-                bounds.append(slice(max(0, limit.minimum + shift), min(size, limit.maximum + shift + 1)))
-            lines[bounds[0], bounds[1]] = True
-        return lines
+            )
+        )
+        return parts, rows
 
 
 def encoding_of(header: ScanHeader, record: np.ndarray) -> int:

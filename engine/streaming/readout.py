@@ -5,19 +5,20 @@ A readout leaves here as a line of hybrid space: position along the readout, sti
 
 from __future__ import annotations
 
-import cmath
 import math
 from collections.abc import Iterator
 
 import numpy as np
 import torch
 
+from ..headers import AcquisitionFlag as Flag
+from ..headers import has_flag
 from .layout import CartesianLayout
 
 __all__ = ["ReadoutTransform"]
 
-CHUNK = 64
-"""Readouts transformed at a time: 64 of 8 coils x 512 points stay within the second-level cache."""
+CHUNK_BYTES = 1 << 21
+"""Readouts are transformed in groups of this size, so that a group stays within the second-level cache."""
 
 
 class ReadoutTransform:
@@ -30,54 +31,65 @@ class ReadoutTransform:
         self.layout = layout
         self.channels = channels
         self.matrix = matrix
-        self._staging = torch.zeros(CHUNK, channels, layout.readout, dtype=torch.complex64)
+        self.chunk = max(1, CHUNK_BYTES // (8 * channels * layout.readout))
+        """Readouts transformed at a time."""
+        self._staging = torch.zeros(self.chunk, channels, layout.readout, dtype=torch.complex64)
         self._staged = self._staging.numpy()
-        self._lines = torch.empty(CHUNK, channels, layout.width, dtype=torch.complex64)
-        center = layout.center_sample
-        self._forward = self._modulation(center)
-        self._reversed = self._modulation(layout.samples - 1 - center)
+        self._lines = torch.empty(self.chunk, channels, layout.width, dtype=torch.complex64)
+        self._modulations: dict[int, torch.Tensor] = {}
 
     def _modulation(self, center: int) -> torch.Tensor:
         """Factors that place k-space sample `center` at frequency zero, for the kept points, unit norm transform."""
-        layout = self.layout
-        positions = range(-(layout.width // 2), layout.width - layout.width // 2)
-        scale = 1 / math.sqrt(layout.readout)
-        factors = [scale * cmath.exp(-2j * math.pi * (center * x % layout.readout) / layout.readout) for x in positions]
-        return torch.tensor(factors, dtype=torch.complex64)
+        factors = self._modulations.get(center)
+        if factors is None:
+            size, width = self.layout.readout, self.layout.width
+            positions = np.arange(-(width // 2), width - width // 2)
+            factors = torch.from_numpy(np.exp(-2j * np.pi / size * (center * positions % size)) / math.sqrt(size))
+            self._modulations[center] = factors = factors.to(torch.complex64)
+        return factors
 
-    def lines(self, samples: np.ndarray, reverse: np.ndarray) -> Iterator[tuple[slice, torch.Tensor]]:
+    def lines(self, samples: np.ndarray, headers: np.ndarray) -> Iterator[tuple[slice, torch.Tensor]]:
         """Yield (which readouts, their lines).
 
-        samples: complex64 (n, channels, samples), any strides; reverse: boolean (n,), readouts that ran backwards.
-        Lines are complex64 (m, coils, width) and valid until the next one is asked for.
+        samples: complex64 (n, channels, samples), any strides; headers: their records, shape (n,), which say where the
+        center of k-space lies, what is to be discarded and which readouts ran backwards.
+        Lines are complex64 (m, coils, width) and valid until the next ones are asked for.
         """
-        for start in range(0, len(samples), CHUNK):
-            part = slice(start, min(start + CHUNK, len(samples)))
-            self._stage(samples[part], reverse[part])
-            yield part, self._transform(part.stop - part.start, reverse[part])
+        for start in range(0, len(samples), self.chunk):
+            part = slice(start, min(start + self.chunk, len(samples)))
+            reverse = np.asarray(has_flag(headers["flags"][part], Flag.IS_REVERSE))
+            self._stage(samples[part], headers[part], reverse)
+            yield part, self._transform(part.stop - part.start, self._centers(headers[part], reverse))
 
-    def _stage(self, samples: np.ndarray, reverse: np.ndarray) -> None:
+    def _centers(self, headers: np.ndarray, reverse: np.ndarray) -> np.ndarray:
+        """Sample at the center of k-space, counted in the direction of increasing frequency; shape (n,)."""
+        centers = headers["center_sample"].astype(np.int64)
+        centers[centers >= self.layout.samples] = self.layout.center_sample
+        return np.where(reverse, self.layout.samples - 1 - centers, centers) if reverse.any() else centers
+
+    def _stage(self, samples: np.ndarray, headers: np.ndarray, reverse: np.ndarray) -> None:
         """Copy readouts from the received bytes: the one copy between socket and k-space."""
-        count, length = len(samples), self.layout.samples
-        target = self._staged[:count, :, :length]
+        target = self._staged[: len(samples), :, : self.layout.samples]
         if samples.strides[-1] == samples.itemsize:
             # as bytes, since the wire aligns nothing and numpy copies unaligned complex numbers one by one
             np.copyto(target.view(np.uint8), samples.view(np.uint8))
         else:
             np.copyto(target, samples)
+        first, last = headers["discard_pre"], headers["discard_post"]
+        if first.any() or last.any():
+            number = np.arange(self.layout.samples)
+            kept = (number >= first[:, None]) & (number < self.layout.samples - last[:, None].astype(np.int64))
+            np.copyto(target, 0, where=~kept[:, None])
         for index in np.flatnonzero(reverse):
             target[index] = target[index, :, ::-1].copy()
 
-    def _transform(self, count: int, reverse: np.ndarray) -> torch.Tensor:
+    def _transform(self, count: int, centers: np.ndarray) -> torch.Tensor:
         spectrum = torch.fft.ifft(self._staging[:count], norm="forward")
-        lines = self._lines[:count]
-        half = self.layout.width // 2
-        lines[..., :half].copy_(spectrum[..., self.layout.readout - half :])
-        lines[..., half:].copy_(spectrum[..., : self.layout.width - half])
-        if not reverse.any():
-            lines.mul_(self._forward)
-        elif reverse.all():
-            lines.mul_(self._reversed)
+        lines, half = self._lines[:count], self.layout.width // 2
+        if (centers == centers[0]).all():
+            factors = self._modulation(int(centers[0]))
         else:
-            lines.mul_(torch.where(torch.from_numpy(reverse)[:, None, None], self._reversed, self._forward))
+            factors = torch.stack([self._modulation(int(center)) for center in centers])[:, None]
+        torch.mul(spectrum[..., self.layout.readout - half :], factors[..., :half], out=lines[..., :half])
+        torch.mul(spectrum[..., : self.layout.width - half], factors[..., half:], out=lines[..., half:])
         return lines if self.matrix is None else torch.matmul(self.matrix, lines)

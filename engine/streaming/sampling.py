@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import msgspec
 import numpy as np
 
@@ -32,12 +34,12 @@ class Sampling(msgspec.Struct, frozen=True, kw_only=True):
     @classmethod
     def of(cls, mask: np.ndarray, layout: CartesianLayout) -> Sampling:
         """Analyze a mask of measured lines, boolean (depth, height)."""
-        extent = (_range(mask.any(axis=1)), _range(mask.any(axis=0)))
+        extent = (_range(np.asarray(mask.any(axis=1))), _range(np.asarray(mask.any(axis=0))))
         box = mask[extent]
         announced = layout.announced()
         full = bool(box.size) and bool(box.all()) and not (announced & ~mask).any()
         found = None if full else lattice(mask, extent, layout.encoding.acceleration)
-        missing = int((announced & ~mask).sum()) if announced.any() else _lattice_gaps(mask, extent, layout)
+        missing = int((announced & ~mask).sum()) if announced.any() else _lattice_gaps(mask, layout)
         return cls(mask=mask, extent=extent, full=full, lattice=found, missing=missing)
 
     @property
@@ -51,7 +53,8 @@ class Sampling(msgspec.Struct, frozen=True, kw_only=True):
         sides = []
         for part, size in zip(self.extent, self.mask.shape, strict=True):
             before, after = size // 2 - part.start, part.stop - size // 2
-            sides.append(part.stop - part.start < PARTIAL * size and min(before, after) < 0.8 * max(before, after))
+            lopsided = min(before, after) < 0.8 * max(before, after)
+            sides.append(0 < part.stop - part.start < PARTIAL * size and lopsided)
         return sides[0], sides[1]
 
 
@@ -66,20 +69,20 @@ def lattice(
     """Regular lattice of a mask as ((acceleration, offset) of partitions, (acceleration, offset) of rows), or None.
 
     `declared` is the undersampling of (rows, partitions) in the header; where it says 1 the spacing is read off the mask.
-    Further lines, such as calibration lines, may be there; lines of the lattice may not be missing.
+    Further lines, such as calibration lines, may be there; lines of the lattice may not be missing. Of several such
+    lattices, the one with most lines.
     """
-    found = []
-    for axis, part, step in ((1, extent[0], declared[1]), (0, extent[1], declared[0])):
-        present = mask.any(axis=axis)
-        spacing = step if step > 1 else _spacing(np.flatnonzero(present))
-        offset = _offset(present, part, spacing)
-        if offset is None:
-            return None
-        found.append((spacing, offset))
-    (rz, oz), (ry, oy) = found
-    points = mask[extent[0].start + (oz - extent[0].start) % rz : extent[0].stop : rz]
-    points = points[:, extent[1].start + (oy - extent[1].start) % ry : extent[1].stop : ry]
-    return ((rz, oz), (ry, oy)) if points.size and points.all() else None
+    box = mask[extent]
+    rz, ry = (
+        step if step > 1 else _spacing(np.flatnonzero(box.any(axis=axis)))
+        for axis, step in ((1, declared[1]), (0, declared[0]))
+    )
+    found, most = None, 0
+    for first, row in itertools.product(range(min(rz, box.shape[0])), range(min(ry, box.shape[1]))):
+        points = box[first::rz, row::ry]
+        if points.size > most and points.all():
+            found, most = ((rz, (extent[0].start + first) % rz), (ry, (extent[1].start + row) % ry)), points.size
+    return found
 
 
 def _spacing(lines: np.ndarray) -> int:
@@ -92,19 +95,10 @@ def _spacing(lines: np.ndarray) -> int:
     return int(values[counts.argmax()])
 
 
-def _offset(present: np.ndarray, part: slice, spacing: int) -> int | None:
-    """Residue of the lattice's lines modulo the spacing: the first whose lines within the box are all there."""
-    for offset in range(spacing):
-        first = part.start + (offset - part.start) % spacing
-        if first < part.stop and present[first : part.stop : spacing].all():
-            return offset
-    return None
-
-
-def _lattice_gaps(mask: np.ndarray, extent: tuple[slice, slice], layout: CartesianLayout) -> int:
+def _lattice_gaps(mask: np.ndarray, layout: CartesianLayout) -> int:
     """Lines that a declared undersampling promises and that did not come, with the best-fitting offset."""
     ry, rz = layout.encoding.acceleration
-    present = mask[extent]
+    present = mask[layout.box]
     gaps = [
         int((~present[oz::rz, oy::ry]).sum()) for oz in range(rz) for oy in range(ry) if present[oz::rz, oy::ry].size
     ]
@@ -121,7 +115,7 @@ def central_block(mask: np.ndarray, largest: int) -> tuple[slice, slice] | None:
     rows = _grow(mask[depth // 2], largest)
     if rows.stop - rows.start < min(SMALLEST_BLOCK, height):
         return None
-    parts = _grow(mask[:, rows].all(axis=1), largest)
+    parts = _grow(np.asarray(mask[:, rows].all(axis=1)), largest)
     return parts, rows
 
 

@@ -146,13 +146,14 @@ class Session:
             yield Note("warning", f"noise readout left out: {error}")
 
     def _measured(self, run: Run, kind: ReadoutKind) -> Iterator[Event]:
-        lane, reconstructor = self._lane(run)
         try:
+            lane, reconstructor = self._lane(run)
             if kind is ReadoutKind.CALIBRATION and isinstance(lane, CartesianLane):
-                lane.calibration(run)
+                frames = lane.calibration(run)
             else:
-                for closed in lane.imaging(run):
-                    yield from self._finish(lane, reconstructor, closed)
+                frames = lane.imaging(run)
+            for closed in frames:
+                yield from self._finish(lane, reconstructor, closed)
             if isinstance(reconstructor, CartesianReconstructor):
                 reconstructor.look_ahead(frame_key(run.headers[0]))
         except PeerError as error:

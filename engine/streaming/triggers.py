@@ -38,6 +38,8 @@ _OTHER = (
 )
 _ENDS = (Flag.LAST_IN_SLICE, Flag.LAST_IN_REPETITION, Flag.LAST_IN_MEASUREMENT)
 _COUNTERS = ("repetition", "slice", "contrast", "phase", "set")
+_COUNTER = 1 << 16
+"""Counters have 16 bits; a long real-time scan starts again from 0."""
 
 
 def kinds(flags: np.ndarray) -> np.ndarray:
@@ -55,6 +57,8 @@ def kinds(flags: np.ndarray) -> np.ndarray:
 
 def runs(headers: np.ndarray) -> Iterator[tuple[slice, ReadoutKind]]:
     """Split a batch into runs of readouts of one kind and one frame; a run ends after a flag that may end its frame."""
+    if not len(headers):
+        return
     flags = headers["flags"]
     kind = kinds(flags)
     if len(headers) == 1:
@@ -76,11 +80,15 @@ class TriggerPolicy:
         self.averages = averages
 
     def changed(self, key: FrameKey, opened: list[FrameKey]) -> list[FrameKey]:
-        """Open frames that a readout of `key` shows to be over: other repetitions of the same slice."""
+        """Open frames that a readout of `key` shows to be over: earlier repetitions of the same slice."""
         if not self.config.change:
             return []
         return sorted(
-            k for k in opened if k.encoding == key.encoding and k.slice == key.slice and k.repetition != key.repetition
+            k
+            for k in opened
+            if k.encoding == key.encoding
+            and k.slice == key.slice
+            and 0 < (key.repetition - k.repetition) % _COUNTER < _COUNTER // 2
         )
 
     def flagged(self, last: np.ndarray, key: FrameKey, opened: list[FrameKey]) -> list[FrameKey]:
