@@ -247,7 +247,8 @@ def send(
 ) -> None:
     """Play a stored scan to any MRD server, with the letters of gadgetron_ismrmrd_client."""
     from .commands import send as work
-    from .commands.output import Output, pairs
+    from .commands.output import pairs
+    from .commands.results import Output
 
     if query is not None:
         work.ask(address, port, query, timeout / 1e3)
@@ -303,7 +304,8 @@ def run(
     threads: Annotated[int, typer.Option(min=0, help="Processor threads; 0: all cores.")] = 0,
 ) -> None:
     """Reconstruct a stored scan without a server."""
-    from .commands.output import Output, pairs
+    from .commands.output import pairs
+    from .commands.results import Output
     from .commands.run import RunOptions, run_file
 
     options = RunOptions(

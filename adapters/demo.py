@@ -22,7 +22,8 @@ from scanside.engine.simulation.scan import SimulatedScan, simulate_scan
 from scanside.engine.streaming.triggers import ReadoutKind, kinds
 
 from .client import Arrival, ScanClient, config_text
-from .commands.output import Latency, Output, console, milliseconds, table
+from .commands.output import console, milliseconds, table
+from .commands.results import Latency, Output
 from .files.ismrmrd import ScanFile, header_xml, open_scan
 from .files.png import Panel, comparison_figure, robust_window
 from .local_server import LocalServer

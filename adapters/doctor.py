@@ -85,11 +85,16 @@ def _packages() -> Iterator[Finding]:
         "msgpack": lambda: import_module("msgpack"),
         "msgspec": lambda: import_module("msgspec"),
         "finufft": lambda: import_module("finufft"),
-        "ptwt": lambda: import_module("ptwt"),
+        "PyWavelets": lambda: import_module("pywt"),
+        "scipy": lambda: import_module("scipy.ndimage"),
+        "pillow": lambda: import_module("PIL.Image"),
         "scikit-image": lambda: import_module("skimage.metrics"),
         "matplotlib": lambda: import_module("matplotlib.figure"),
         "prometheus-client": lambda: import_module("prometheus_client"),
+        "defusedxml": lambda: import_module("defusedxml.ElementTree"),
         "structlog": lambda: import_module("structlog"),
+        "typer": lambda: import_module("typer"),
+        "rich": lambda: import_module("rich"),
     }
     for name, load in required.items():
         yield _package(name, load)

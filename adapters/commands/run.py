@@ -17,7 +17,8 @@ from scanside.engine.errors import StreamError
 from scanside.engine.messages import EndOfScan, Event, FrameKey, FrameStats, Image, Message, Note
 from scanside.engine.streaming.session import Session
 
-from .output import Output, console, describe_image, milliseconds, progress_bar, table
+from .output import console, milliseconds, progress_bar, table
+from .results import Output, describe_image
 
 __all__ = ["RunOptions", "run_file"]
 

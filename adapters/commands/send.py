@@ -18,7 +18,8 @@ from scanside.adapters.files.ismrmrd import ScanFile, open_scan
 from scanside.engine.errors import DeliveryError
 from scanside.engine.messages import Image
 
-from .output import Latency, Output, console, describe_image, milliseconds, progress_bar, table
+from .output import console, milliseconds, progress_bar, table
+from .results import Latency, Output, describe_image
 
 __all__ = ["SendOptions", "ask", "ask_dependency", "send_file"]
 

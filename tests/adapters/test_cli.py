@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import torch
 from scanside.adapters.cli import app
-from scanside.adapters.commands.output import Latency
+from scanside.adapters.commands.results import Latency
 from scanside.adapters.files.ismrmrd import open_scan, write_scan
 from scanside.adapters.local_server import LocalServer
 from scanside.adapters.server import ServeOptions
@@ -102,8 +102,10 @@ def test_without_a_command_the_help_is_shown() -> None:
     assert "Commands" in result.output
 
 
-def test_the_help_needs_no_heavy_package() -> None:
-    code = "import scanside.adapters.cli, sys; print(sorted({'torch', 'numpy', 'h5py', 'zmq', 'matplotlib'} & set(sys.modules)))"
+@pytest.mark.parametrize("module", ["cli", "commands.configs", "commands.output"])
+def test_the_help_and_light_commands_need_no_heavy_package(module: str) -> None:
+    heavy = {"torch", "numpy", "h5py", "zmq", "matplotlib"}
+    code = f"import scanside.adapters.{module}, sys; print(sorted({heavy} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
     assert done.stdout == "[]\n"
 
@@ -153,9 +155,6 @@ def test_errors_are_one_clear_line(
 def test_debug_shows_the_traceback() -> None:
     result = call("--debug", "config", "show", "nonsense")
     assert isinstance(result.exception, ConfigError)
-    plain = program("config", "show", "nonsense")
-    assert "Traceback" not in plain.stderr
-    assert plain.returncode == 2
     assert "Traceback" in program("--debug", "config", "show", "nonsense").stderr
 
 

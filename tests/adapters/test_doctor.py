@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
 import socket
 import subprocess
 import sys
+import tomllib
 from importlib import import_module
 from pathlib import Path
 
@@ -27,6 +29,12 @@ def test_nothing_that_is_needed_is_broken_here(findings: dict[str, Finding]) -> 
     assert [finding for finding in findings.values() if finding.state == "broken"] == []
     assert findings["torch"].value == torch.__version__
     assert "image" in findings["reconstruction"].value
+
+
+def test_every_dependency_is_examined(findings: dict[str, Finding]) -> None:
+    project = tomllib.loads((Path(__file__).resolve().parents[2] / "pyproject.toml").read_text("utf-8"))["project"]
+    wanted = {re.split(r"[^A-Za-z0-9-]", line)[0] for line in project["dependencies"]}
+    assert wanted - set(findings) <= {"platformdirs"}
 
 
 def test_every_topic_is_there(findings: dict[str, Finding]) -> None:
