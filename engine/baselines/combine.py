@@ -44,7 +44,11 @@ def zero_filled(kspace: Tensor, maps: Tensor | None = None, *, axes: tuple[int, 
         everything = torch.ones(1, 1, 1, dtype=torch.bool, device=maps.device)
         return CartesianSense(maps, everything, axes).H(kspace).mul_(_inverse_power(maps)).contiguous()
     # Magnitudes do not see the phase that centers k-space, so all that is left of centering is to roll the one image.
-    image = _root_of_squares(torch.fft.ifftn(coil, dim=axes, norm="ortho") for coil in kspace.unbind(-4))
+    if len(axes) == 1:  # along a contiguous axis the transform is more than twice as fast, which pays for the copy
+        lined_up = (coil.transpose(axes[0], -1).contiguous() for coil in kspace.unbind(-4))
+        image = _root_of_squares(torch.fft.ifft(coil, norm="ortho") for coil in lined_up).transpose(axes[0], -1)
+    else:
+        image = _root_of_squares(torch.fft.ifftn(coil, dim=axes, norm="ortho") for coil in kspace.unbind(-4))
     return torch.roll(image, [image.shape[axis] // 2 for axis in axes], axes).contiguous()
 
 

@@ -6,7 +6,7 @@ import msgspec
 import numpy as np
 import torch
 
-from ..baselines.combine import root_sum_of_squares
+from ..baselines.combine import root_sum_of_squares, zero_filled
 from ..baselines.grappa import Grappa
 from ..baselines.l1 import l1_espirit
 from ..baselines.sense import UniformSense, cg_sense
@@ -94,7 +94,7 @@ class CartesianReconstructor:
         frame, clock = self._frame(closed), StageClock()
         frame.drop_non_finite()
         sampling = Sampling.of(frame.mask, self.layout)
-        image = self._root_sum_of_squares(self._coil_images(frame))
+        image = self._zero_filled(frame)
         return self._result(image, "zero_filled", sampling, frame, clock, "fallback")
 
     def _sampling(self, mask: np.ndarray) -> Sampling:
@@ -169,7 +169,7 @@ class CartesianReconstructor:
     def _solve(self, method: str, frame: CartesianFrame, sampling: Sampling, key: FrameKey) -> torch.Tensor:
         settings = self.config.reconstruction
         if method == "zero_filled":
-            return self._root_sum_of_squares(self._coil_images(frame))
+            return self._zero_filled(frame)
         if method == "grappa":
             return self._solve_grappa(frame, sampling, key)
         maps = self._maps[key.slice]
@@ -222,10 +222,12 @@ class CartesianReconstructor:
         filled = known[1].apply(frame.averaged(), torch.from_numpy(frame.mask), hybrid=True)
         return self._root_sum_of_squares(self._to_image(filled))
 
-    def _coil_images(self, frame: CartesianFrame) -> torch.Tensor:
-        """Coil images, each axis beginning at its center."""
+    def _zero_filled(self, frame: CartesianFrame) -> torch.Tensor:
+        """Root sum of squares with 0 for what was not measured."""
         folded = frame.folded()
-        return self._to_image(frame.averaged()) if folded is None else folded
+        if folded is None and self._same_grid:
+            return zero_filled(frame.averaged(), axes=self._axes)
+        return self._root_sum_of_squares(self._to_image(frame.averaged()) if folded is None else folded)
 
     def _to_image(self, kspace: torch.Tensor) -> torch.Tensor:
         """Coil images of hybrid k-space, each axis beginning at its center, up to a phase that no magnitude sees."""
