@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from ..headers import ACQUISITION_HEADER
 from .layout import CartesianLayout
 
 __all__ = ["CartesianFrame", "GatheredFrame"]
@@ -133,13 +134,13 @@ class CartesianFrame:
 class GatheredFrame:
     """Readouts of one non-Cartesian frame, kept in the order of arrival.
 
-    samples: complex64 (coil, readout, sample); trajectory: float32 (readout, sample, dimension) as received.
+    samples: complex64 (coil, readout, sample); trajectory: float32 (readout, sample, dimension) as received; headers: (readout,).
     """
 
     def __init__(self, coils: int, readouts: int, samples: int, dimensions: int) -> None:
         self.samples = torch.zeros(coils, readouts, samples, dtype=torch.complex64)
         self.trajectory = np.zeros((readouts, samples, dimensions), dtype=np.float32)
-        self.steps = np.zeros(readouts, dtype=np.int64)
+        self.headers = np.zeros(readouts, dtype=ACQUISITION_HEADER)
         self.readouts = 0
         self.received = 0.0
         self.header: np.ndarray | None = None
@@ -147,14 +148,14 @@ class GatheredFrame:
     def add(self, samples: torch.Tensor, trajectory: np.ndarray | None, headers: np.ndarray, received: float) -> None:
         """Append readouts (n, coils, samples); the buffer doubles when the header announced too few."""
         start, stop = self.readouts, self.readouts + len(headers)
-        while stop > len(self.steps):
+        while stop > len(self.headers):
             self.samples = torch.cat((self.samples, torch.zeros_like(self.samples)), dim=1)
             self.trajectory = np.concatenate((self.trajectory, np.zeros_like(self.trajectory)))
-            self.steps = np.concatenate((self.steps, np.zeros_like(self.steps)))
+            self.headers = np.concatenate((self.headers, np.zeros_like(self.headers)))
         self.samples[:, start:stop] = samples.transpose(0, 1)
         if trajectory is not None:
             self.trajectory[start:stop] = trajectory
-        self.steps[start:stop] = headers["idx"]["kspace_encode_step_1"]
+        self.headers[start:stop] = headers
         self.readouts, self.received = stop, received
         if self.header is None:
             self.header = headers[0].copy()

@@ -314,8 +314,8 @@ class GatheringLane:
         self._limits.check("session_bytes", frames * size, what="memory for the frames of this session")
 
     def _fill(self, frame: GatheredFrame, run: Run) -> None:
-        if frame.readouts + len(run.headers) > len(frame.steps):
-            self._check_size(2 * len(frame.steps), len(self.opened))
+        if frame.readouts + len(run.headers) > len(frame.headers):
+            self._check_size(2 * len(frame.headers), len(self.opened))
         samples = torch.from_numpy(np.array(run.samples, dtype=np.complex64, order="C"))
         if self._matrix is not None:
             samples = torch.matmul(self._matrix, samples)
