@@ -11,6 +11,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import structlog
+import torch
+from hypothesis import settings
+
+settings.register_profile("scanside", deadline=None)  # a busy machine is not a defect
+settings.load_profile("scanside")
+torch.set_num_threads(1)  # the arrays of the tests are too small for more
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -42,6 +49,13 @@ def no_leaks() -> Iterator[None]:
         if time.monotonic() > deadline:
             pytest.fail(f"left behind: threads {sorted(t.name for t in left)}, sockets {sorted(opened)}")
         time.sleep(0.02)
+
+
+@pytest.fixture(autouse=True)
+def plain_logging() -> Iterator[None]:
+    """Undo what a test's command did to logging: its stream ends with the test."""
+    yield
+    structlog.reset_defaults()
 
 
 @pytest.fixture
