@@ -100,7 +100,7 @@ class Scan:
     def _salvage(self) -> Iterator[Reply]:
         """Images of what had arrived before an error."""
         try:
-            yield from self._feed(EndOfScan(complete=False))
+            yield from self._feed(EndOfScan())
         except ScansideError as error:
             yield from self._say(Note("error", str(error)))
 

@@ -33,7 +33,9 @@ class ScanBytes:
 
     def session(self, config: str) -> bytes:
         """The whole session of a client."""
-        return mrd.encode_config_file(config) + mrd.encode_header(self.xml) + b"".join(self.messages) + mrd.encode_close()
+        return (
+            mrd.encode_config_file(config) + mrd.encode_header(self.xml) + b"".join(self.messages) + mrd.encode_close()
+        )
 
 
 class Wire:
@@ -132,4 +134,3 @@ def scan_bytes() -> Callable[..., ScanBytes]:
         return ScanBytes(matrix, coils, acceleration, repetitions)
 
     return make
-
