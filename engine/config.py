@@ -215,7 +215,7 @@ def _parse_value(value: Value, kind: Any, path: str, source: str) -> Any:  # noq
         text = text.lower()
     if kind is str or text == "":
         return value
-    parts = text.strip("[]()").split(",") if get_origin(kind) is tuple else text
+    parts = [part.strip() for part in text.strip("[]()").split(",")] if get_origin(kind) is tuple else text
     try:
         return msgspec.convert(parts, kind, strict=False)
     except msgspec.ValidationError as error:

@@ -10,6 +10,9 @@ from .layout import CartesianLayout
 
 __all__ = ["CartesianFrame", "GatheredFrame"]
 
+LARGEST = 1e15
+"""Values from here on are faults of the receiver: their squares, summed over coils and lines, leave single precision."""
+
 
 class CartesianFrame:
     """Hybrid k-space (coil, depth, height, width) of one frame, allocated once and reused.
@@ -121,8 +124,11 @@ class CartesianFrame:
         return self._folded
 
     def drop_non_finite(self) -> int:
-        """Take out lines that hold NaN or infinity, as if they had not been measured; return how many."""
-        bad = (~torch.isfinite(torch.view_as_real(self._flat)).all(dim=-1).all(dim=-1).all(dim=0)).numpy()
+        """Take out lines that hold NaN, infinity or what would overflow when squared, as if they had not been measured.
+
+        Returns how many there were.
+        """
+        bad = (~(torch.view_as_real(self._flat).abs() < LARGEST).all(dim=-1).all(dim=-1).all(dim=0)).numpy()
         bad &= self.counts.reshape(-1) > 0
         if bad.any():
             self._flat[:, torch.from_numpy(bad)] = 0

@@ -135,9 +135,15 @@ class CartesianLane:
         yield from self._close(sorted(self.opened), "close")
 
     def release(self, closed: ClosedFrame) -> None:
-        """Take a closed frame back once its image is made. It is kept for late lines, then reused."""
+        """Take a closed frame back once its image is made. It is kept for late lines, then reused.
+
+        After a count there are no late lines: the next readout begins the next frame.
+        """
         if not isinstance(closed.frame, CartesianFrame):  # pragma: no cover - a lane closes only its own frames
             raise TypeError(type(closed.frame).__name__)
+        if closed.reason == "count":
+            self._recycle(closed.frame)
+            return
         self._last[closed.key] = closed.frame
         while len(self._last) > POOL:
             oldest = next(iter(self._last))

@@ -82,12 +82,21 @@ class CartesianReconstructor:
     def reconstruct(self, closed: ClosedFrame) -> Reconstruction:
         """Image of a closed frame. Data that is not finite is taken out once, and the image says so."""
         frame = self._frame(closed)
-        result = self._attempt(closed, frame, "")
-        if bool(torch.isfinite(torch.view_as_real(result.image) if result.image.is_complex() else result.image).all()):
-            return result
-        frame.drop_non_finite()
+        failure: Exception | None = None
+        try:
+            result = self._attempt(closed, frame, "")
+            if _finite(result.image):
+                return result
+        except (RuntimeError, ValueError) as error:  # decompositions refuse what is not finite
+            failure = error
+        dropped = sum(source.drop_non_finite() for source in self._sources(frame, closed.key))
+        if failure is not None and not dropped:
+            raise failure
         self._forget(closed.key.slice)
-        return self._attempt(closed, frame, "not_finite")
+        try:
+            return self._attempt(closed, frame, "not_finite")
+        finally:
+            self._forget(closed.key.slice)  # the next frame may have better data
 
     def fallback(self, closed: ClosedFrame) -> Reconstruction:
         """The zero-filled image, for when nothing better can be had."""
@@ -158,7 +167,10 @@ class CartesianReconstructor:
     def _choose(self, sampling: Sampling) -> str:
         method = self.config.reconstruction.method
         if method != "auto":
-            return "cg_sense" if method == "sense" and sampling.lattice is None and not sampling.full else method
+            if method == "grappa" and sampling.full:
+                return "zero_filled"
+            regular = sampling.lattice is not None or sampling.full
+            return method if regular or method not in ("sense", "grappa") else "cg_sense"
         if sampling.full:
             return "sense" if any(sampling.partial) or self.layout.asymmetric else "zero_filled"
         return "sense" if sampling.lattice is not None else "cg_sense"
@@ -316,3 +328,7 @@ class CartesianReconstructor:
         return resize_image(
             image, (layout.width, layout.height, layout.depth), fov, space.recon_matrix, space.recon_fov_mm
         )
+
+
+def _finite(image: torch.Tensor) -> bool:
+    return bool(torch.isfinite(torch.view_as_real(image) if image.is_complex() else image).all())

@@ -86,13 +86,13 @@ def lattice(
 
 
 def _spacing(lines: np.ndarray) -> int:
-    """Commonest distance, among those above one if there are any: calibration lines lie closer than the lattice."""
+    """Commonest distance, the widest of several, above one if there are any: calibration lines lie closer."""
     steps = np.diff(lines)
     wide = steps[steps > 1]
     if not len(wide):
         return 1
     values, counts = np.unique(wide, return_counts=True)
-    return int(values[counts.argmax()])
+    return int(values[counts == counts.max()][-1])
 
 
 def _lattice_gaps(mask: np.ndarray, layout: CartesianLayout) -> int:
