@@ -29,14 +29,16 @@ def turned_density(points: torch.Tensor) -> torch.Tensor | None:
     points = points.to(torch.float32)
     radius = torch.linalg.vector_norm(points, dim=-1)
     sides = _sides(radius)
-    share = None if sides is None else _angles(points, sides) if points.shape[-1] == 2 else _solid_angles(points, sides)
-    if sides is None or share is None:
+    turn = _angles if points.shape[-1] == 2 else _solid_angles
+    found = None if sides is None else turn(points, sides)
+    if sides is None or found is None:
         return None
+    share, count = found
     step = torch.linalg.vector_norm(torch.gradient(points, dim=1)[0], dim=-1)
     before = torch.arange(points.shape[1]) < radius[:1].argmin(dim=1, keepdim=True)
     outward = torch.gradient(torch.where(before, -radius, radius), dim=1)[0].abs()
     area = share[:, None] * torch.maximum(radius, outward * (sides / 8)) ** (points.shape[-1] - 1) * outward
-    return _saturated(area, step)
+    return _saturated(area, step) / count[:, None]
 
 
 def _sides(radius: torch.Tensor) -> int | None:
@@ -48,8 +50,8 @@ def _sides(radius: torch.Tensor) -> int | None:
     return 1 if bool((ends <= inmost + 0.02 * reach).all() & (ends < 0.1 * reach).all()) else None
 
 
-def _angles(points: torch.Tensor, sides: int) -> torch.Tensor | None:
-    """Angle that each readout stands for, (readouts,)."""
+def _angles(points: torch.Tensor, sides: int) -> tuple[torch.Tensor, torch.Tensor] | None:
+    """Angle that each readout stands for, and how many readouts share it, (readouts,) both."""
     plane = torch.view_as_complex(points.contiguous())
     turn = (plane * plane[0].conj()).sum(dim=1).angle()
     turned = plane[0] * torch.polar(torch.ones_like(turn), turn)[:, None]
@@ -59,7 +61,7 @@ def _angles(points: torch.Tensor, sides: int) -> torch.Tensor | None:
     places, owner, count = _distinct(turn.double().remainder(period), period)
     around = torch.cat((places[-1:] - period, places, places[:1] + period))
     gap = (around[2:] - around[:-2]) / 2
-    return (gap / count)[owner].to(torch.float32)
+    return gap[owner].to(torch.float32), count[owner]
 
 
 def _distinct(angle: torch.Tensor, period: float) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -71,8 +73,8 @@ def _distinct(angle: torch.Tensor, period: float) -> tuple[torch.Tensor, torch.T
     return places * fine, owner, count
 
 
-def _solid_angles(points: torch.Tensor, sides: int) -> torch.Tensor | None:
-    """Solid angle that each straight readout stands for, (readouts,), all alike."""
+def _solid_angles(points: torch.Tensor, sides: int) -> tuple[torch.Tensor, torch.Tensor] | None:
+    """Solid angle that each straight readout stands for, all alike, and that none shares it, (readouts,) both."""
     ray = points[:, -1] - points[:, 0]
     length = torch.linalg.vector_norm(ray, dim=-1, keepdim=True)
     ray = ray / length.clamp_min(1e-6)
@@ -80,7 +82,7 @@ def _solid_angles(points: torch.Tensor, sides: int) -> torch.Tensor | None:
     moments = ray.T @ ray / len(ray)
     if float(aside.abs().amax()) > _TOLERANCE or float((moments - torch.eye(3) / 3).abs().amax()) > _EVEN:
         return None
-    return torch.full((len(points),), 4 * math.pi / sides / len(points))
+    return torch.full((len(points),), 4 * math.pi / sides / len(points)), torch.ones(len(points))
 
 
 def _saturated(area: torch.Tensor, step: torch.Tensor) -> torch.Tensor:
