@@ -366,7 +366,6 @@ def test_a_client_that_does_not_read_slows_only_itself(server: Server, connect: 
     scan = scan_bytes(64, 2, 1)
     lazy = connect(receive_bytes=4096)
     lazy.socket.settimeout(0.2)
-    block = b"".join(scan.messages)
     sent = 0
     lazy.socket.sendall(CONFIG + mrd.encode_header(scan.xml))
     image = Image(header=np.zeros((), IMAGE_HEADER), pixels=np.zeros((1, 1, 512, 512), np.float32))
@@ -377,7 +376,6 @@ def test_a_client_that_does_not_read_slows_only_itself(server: Server, connect: 
             sent += len(echoed)
     assert 0 < sent < 150 << 20, "the server must stop reading"
     assert len(connect().send(scan.session("default")).finish().images) == 1
-    assert len(block) > 0
     with contextlib.suppress(TimeoutError):
         lazy.until(lambda: len(lazy.images) >= 3)
     assert len(lazy.images) >= 3, "what waited arrives once the client reads"

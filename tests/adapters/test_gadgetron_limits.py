@@ -9,9 +9,12 @@ from collections.abc import Awaitable, Callable
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from scanside.adapters import mrd
 from scanside.adapters.bus import AsyncPort, Broker
 from scanside.adapters.connection import Phase
+from scanside.adapters.envelope import Result
 from scanside.adapters.gadgetron import ConnectionOptions, Gateway
 from scanside.adapters.metrics import Metrics
 from scanside.adapters.mrd_framing import Framer
@@ -141,6 +144,53 @@ def test_a_default_configuration_takes_any_name() -> None:
 
     metrics = play(scene, ConnectionOptions(default_config="null"))
     assert metrics.registry.get_sample_value("scanside_sessions_total", {"outcome": "complete"}) == 1
+
+
+PIECES = (
+    mrd.encode_config_file("null"),
+    mrd.encode_config_file("nonsense"),
+    mrd.encode_config_text("<configuration><property name='scanside.config' value='null'/></configuration>"),
+    mrd.encode_header("<ismrmrdHeader/>"),
+    mrd.encode_text("hello"),
+    mrd.encode_text("{}"),
+    mrd.encode_query(mrd.Query(1, "gadgetron::info")),
+    mrd.encode_error("wrong"),
+    struct.pack("<H", 1008) + bytes(340),
+    struct.pack("<H", 999),
+    b"\x01",
+    CLOSE,
+)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.sampled_from(PIECES), max_size=8))
+def test_whatever_comes_every_session_ends_with_one_close(pieces: list[bytes]) -> None:
+    async def scene(_: Gateway, port: int) -> None:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(b"".join(pieces))
+        writer.write_eof()
+        framer = Framer()
+        frames = [single for frame in framer.feed(await reader.read()) for single in frame.split()]
+        ids = [frame.id for frame in frames]
+        assert ids.count(4) == 1
+        assert ids[-1] == 4
+        assert set(ids) <= {4, 5, 7, 8}
+        assert not framer.pending
+        writer.close()
+
+    metrics = play(scene, ConnectionOptions(drain_seconds=0.5))
+    assert metrics.registry.get_sample_value("scanside_sessions_active") == 0
+
+
+def test_images_that_nobody_is_there_for_are_counted() -> None:
+    async def scene(gateway: Gateway, _: int) -> None:
+        gateway.deliver(
+            Result(session="1" * 32, bytes=1, messages=1, final=True, series=1, image=1), [memoryview(b"x")]
+        )
+
+    metrics = play(scene, ConnectionOptions())
+    labels = {"sink": "mrd", "reason": "gone"}
+    assert metrics.registry.get_sample_value("scanside_images_dropped_total", labels) == 1
 
 
 def test_stopping_tells_who_is_still_there() -> None:

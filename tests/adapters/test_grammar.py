@@ -178,7 +178,10 @@ def test_a_noise_session_knows_which_measurement_it_asks_for() -> None:
     ("text", "role"),
     [
         ("<configuration/>", Role.EXTERNAL),
-        ('<?xml version="1.0"?><configuration><property name="scanside.config" value="sense"/></configuration>', Role.EXTERNAL),
+        (
+            '<?xml version="1.0"?><configuration><property name="scanside.config" value="sense"/></configuration>',
+            Role.EXTERNAL,
+        ),
         ("<configuration><stream><gadget><name>a</name></gadget></stream></configuration>", Role.SCAN),
         ("<gadgetronStreamConfiguration><reader/></gadgetronStreamConfiguration>", Role.SCAN),
     ],
