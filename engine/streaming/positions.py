@@ -18,8 +18,8 @@ from ..preparation.trajectory import GOLDEN_RATIO, normalize_trajectory
 
 __all__ = ["Geometry", "Positions"]
 
-_ITERATIONS = 6
-"""Of density compensation where there is no closed form: within 4 % of 30 iterations."""
+_ITERATIONS = 10
+"""Of density compensation where there is no closed form: weights differ from those of 30 iterations by 1.5 to 8 %."""
 _BOX = 1.1
 """From this ratio of the largest radius to the largest extent on, k-space is filled as a box, else as an ellipsoid."""
 
