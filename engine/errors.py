@@ -9,6 +9,7 @@
     │   ├── LimitExceeded      a declared size is above a limit; raised before anything is allocated
     │   └── TruncatedMessage   the peer went away inside a message
     ├── EngineError            our side failed
+    │   ├── NoImage            a frame holds nothing that an image could be made of
     │   ├── DeadlineMissed     no image in time
     │   └── DeviceLost         an accelerator or worker process went away
     └── DeliveryError          an image could not be handed to its receiver
@@ -23,6 +24,7 @@ __all__ = [
     "DeviceLost",
     "EngineError",
     "LimitExceeded",
+    "NoImage",
     "PeerError",
     "ScansideError",
     "StreamError",
@@ -78,6 +80,12 @@ class EngineError(ScansideError):
     """Our side failed."""
 
     reason = "engine"
+
+
+class NoImage(EngineError):
+    """A frame holds nothing that an image could be made of."""
+
+    reason = "not_finite"
 
 
 class DeadlineMissed(EngineError):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import msgspec
 
 from .errors import LimitExceeded
@@ -9,44 +11,45 @@ from .errors import LimitExceeded
 __all__ = ["DEFAULT_LIMITS", "Limits"]
 
 MIB = 1 << 20
+Positive = Annotated[int, msgspec.Meta(ge=1)]
 
 
 class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Largest sizes accepted from the outside; every figure is inclusive."""
 
-    config_bytes: int = 1 * MIB
+    config_bytes: Positive = 1 * MIB
     """Configuration text."""
-    header_bytes: int = 64 * MIB
+    header_bytes: Positive = 64 * MIB
     """XML header of a scan."""
-    text_bytes: int = 16 * MIB
+    text_bytes: Positive = 16 * MIB
     """Text message or query."""
-    attribute_bytes: int = 16 * MIB
+    attribute_bytes: Positive = 16 * MIB
     """Meta attributes of one image."""
-    message_bytes: int = 1024 * MIB
+    message_bytes: Positive = 1024 * MIB
     """Any other single message."""
-    channels: int = 1024
+    channels: Positive = 1024
     """Receive channels of an acquisition."""
-    samples: int = 65535
+    samples: Positive = 65535
     """Samples of one readout."""
-    trajectory_dimensions: int = 4
+    trajectory_dimensions: Positive = 4
     """Numbers per trajectory point."""
-    acquisition_bytes: int = 64 * MIB
+    acquisition_bytes: Positive = 64 * MIB
     """One acquisition with header and trajectory."""
-    matrix: int = 4096
+    matrix: Positive = 4096
     """Points of an encoded or reconstructed matrix along one axis."""
-    encodings: int = 16
+    encodings: Positive = 16
     """Encoding spaces of one header."""
-    frame_bytes: int = 4096 * MIB
+    frame_bytes: Positive = 4096 * MIB
     """K-space of one frame."""
-    session_bytes: int = 8192 * MIB
+    session_bytes: Positive = 8192 * MIB
     """All buffers of one session together."""
-    frames_open: int = 4096
+    frames_open: Positive = 4096
     """Frames of one session that are being filled at the same time."""
-    sessions: int = 64
+    sessions: Positive = 64
     """Sessions at the same time; more are answered "busy"."""
-    envelope_bytes: int = 64 * 1024
+    envelope_bytes: Positive = 64 * 1024
     """Envelope of a bus message."""
-    bus_frame_bytes: int = 64 * MIB
+    bus_frame_bytes: Positive = 64 * MIB
     """One frame of a bus message."""
 
     def check(self, field: str, value: int, *, what: str, offset: int | None = None) -> None:

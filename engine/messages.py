@@ -167,6 +167,8 @@ class FrameStats(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     readouts: int = 0
     missing: int = 0
     duplicates: int = 0
+    outside: int = 0
+    """Lines with counters outside the encoded matrix, which were left out."""
     acceleration: float = 1.0
     """Net acceleration: points of the matrix over points measured."""
     reason: str = ""

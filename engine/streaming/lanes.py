@@ -78,6 +78,8 @@ class CartesianLane:
         self.layout = CartesianLayout.of(space, first, limits, crop=crop)
         self.coils = self.channels if matrix is None else int(matrix.shape[0])
         self.transform = ReadoutTransform(self.layout, self.channels, matrix)
+        self.began = False
+        """Whether an imaging readout has come."""
         self.opened: dict[FrameKey, CartesianFrame] = {}
         self.calibrations: dict[FrameKey, tuple[FrameKey, CartesianFrame]] = {}
         self._announced = self.layout.announced()
@@ -91,6 +93,7 @@ class CartesianLane:
     def imaging(self, run: Run) -> Iterator[ClosedFrame]:
         """Put the readouts of a run in place; yield the frames that this ends."""
         self._check(run)
+        self.began = True
         key = frame_key(run.headers[0])
         for start, stop in self._cuts(key, run):
             part = run.part(start, stop)
@@ -130,6 +133,10 @@ class CartesianLane:
             return own
         return next((held for place, held in self.calibrations.items() if place.slice == key.slice), None)
 
+    def flagged(self, last: np.ndarray) -> Iterator[ClosedFrame]:
+        """End the frames that the flags of a readout end which is itself not reconstructed, such as a navigator."""
+        yield from self._close(self._trigger.flagged(last, frame_key(last), list(self.opened)), "flag")
+
     def finish(self) -> Iterator[ClosedFrame]:
         """End every frame that is still open, in the order of their counters."""
         yield from self._close(sorted(self.opened), "close")
@@ -149,9 +156,13 @@ class CartesianLane:
             oldest = next(iter(self._last))
             self._recycle(self._last.pop(oldest))
 
+    def fits(self, run: Run) -> bool:
+        """Whether readouts have the channels and samples of this lane."""
+        return run.samples.shape[1:] == (self.channels, self.layout.samples)
+
     def _check(self, run: Run) -> None:
         channels, samples = run.samples.shape[1:]
-        if (channels, samples) != (self.channels, self.layout.samples):
+        if not self.fits(run):
             raise PeerError(
                 f"acquisition has {channels} channels x {samples} samples, "
                 f"this scan began with {self.channels} x {self.layout.samples}"
@@ -262,6 +273,8 @@ class GatheringLane:
         self.channels, self.samples = int(first["active_channels"]), int(first["number_of_samples"])
         self.dimensions = int(first["trajectory_dimensions"])
         self.coils = self.channels if matrix is None else int(matrix.shape[0])
+        self.began = False
+        """Whether an imaging readout has come."""
         self.opened: dict[FrameKey, GatheredFrame] = {}
         self.announced = self._count("kspace_encode_step_1") * self._count("kspace_encode_step_2")
         averages = self._count("average")
@@ -278,6 +291,7 @@ class GatheringLane:
     def imaging(self, run: Run) -> Iterator[ClosedFrame]:
         """Keep the readouts of a run; yield the frames that this ends."""
         self._check(run)
+        self.began = True
         key = frame_key(run.headers[0])
         for index in range(len(run.headers)):
             part = run.part(index, index + 1)
@@ -289,6 +303,10 @@ class GatheringLane:
             yield from self._close([key] if reason else [], reason or "flag")
             yield from self._close(self._trigger.flagged(part.headers[-1], key, list(self.opened)), "flag")
 
+    def flagged(self, last: np.ndarray) -> Iterator[ClosedFrame]:
+        """End the frames that the flags of a readout end which is itself not reconstructed, such as a navigator."""
+        yield from self._close(self._trigger.flagged(last, frame_key(last), list(self.opened)), "flag")
+
     def finish(self) -> Iterator[ClosedFrame]:
         """End every frame that is still open, in the order of their counters."""
         yield from self._close(sorted(self.opened), "close")
@@ -299,12 +317,19 @@ class GatheringLane:
             closed.frame.clear()
             self._pool.append(closed.frame)
 
+    def fits(self, run: Run) -> bool:
+        """Whether readouts have the channels, samples and trajectory dimensions of this lane."""
+        return self._shape(run) == (self.channels, self.samples, self.dimensions)
+
+    @staticmethod
+    def _shape(run: Run) -> tuple[int, ...]:
+        return (*run.samples.shape[1:], 0 if run.trajectory is None else run.trajectory.shape[2])
+
     def _check(self, run: Run) -> None:
-        shape = (*run.samples.shape[1:], 0 if run.trajectory is None else run.trajectory.shape[2])
-        expected = (self.channels, self.samples, self.dimensions)
-        if shape != expected:
+        if not self.fits(run):
             raise PeerError(
-                f"acquisition has channels x samples x trajectory dimensions {shape}, this scan began with {expected}"
+                f"acquisition has channels x samples x trajectory dimensions {self._shape(run)}, "
+                f"this scan began with {(self.channels, self.samples, self.dimensions)}"
             )
 
     def _new(self, key: FrameKey) -> GatheredFrame:

@@ -11,7 +11,7 @@ from ..baselines.grappa import Grappa
 from ..baselines.l1 import l1_espirit
 from ..baselines.sense import UniformSense, cg_sense
 from ..config import SystemConfig
-from ..errors import EngineError
+from ..errors import EngineError, NoImage
 from ..messages import FrameKey
 from ..operators.cartesian import CartesianSense
 from ..preparation.coil_maps import espirit
@@ -64,7 +64,7 @@ class CartesianReconstructor:
             return
         size = min(self._lines, self.layout.height)
         first = self.layout.height // 2 - size // 2
-        block = central_block(frame.mask, size)
+        block = central_block(frame.counts >= self.layout.averages, size)
         # only exactly the central lines: which lines the maps come from must not depend on how the data was cut
         if block is not None and block[1] == slice(first, first + size):
             self._maps[key.slice] = self._estimate(frame, block)
@@ -93,6 +93,8 @@ class CartesianReconstructor:
         if failure is not None and not dropped:
             raise failure
         self._forget(closed.key.slice)
+        if not frame.mask.any():
+            raise NoImage("the data held no finite values")
         try:
             return self._attempt(closed, frame, "not_finite")
         finally:
@@ -160,6 +162,7 @@ class CartesianReconstructor:
             reason=reason,
             missing=sampling.missing,
             duplicates=frame.duplicates,
+            outside=frame.outside,
             acceleration=sampling.acceleration,
             stages=clock.stages,
         )

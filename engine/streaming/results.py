@@ -26,15 +26,16 @@ class Reconstruction(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     reason: str = ""
     missing: int = 0
     duplicates: int = 0
+    outside: int = 0
     acceleration: float = 1.0
     stages: dict[str, float] = {}
 
     @property
     def outcome(self) -> Outcome:
-        """Complete, incomplete (lines are missing) or degraded (a simpler method had to do)."""
+        """Complete, incomplete (lines are missing or did not fit) or degraded (a simpler method had to do)."""
         if self.reason:
             return "degraded"
-        return "incomplete" if self.missing else "complete"
+        return "incomplete" if self.missing or self.outside else "complete"
 
     def attributes(self) -> dict[str, list[str]]:
         """The provenance as image attributes."""
@@ -44,6 +45,7 @@ class Reconstruction(msgspec.Struct, frozen=True, kw_only=True, eq=False):
             "scanside_net_acceleration": [f"{self.acceleration:.4g}"],
             "scanside_missing_lines": [str(self.missing)],
             "scanside_duplicate_lines": [str(self.duplicates)],
+            "scanside_outside_lines": [str(self.outside)],
         }
         if self.reason:
             attributes["scanside_reason"] = [self.reason]

@@ -6,11 +6,12 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 
+import msgspec
 import numpy as np
 import torch
 
 from ..config import SystemConfig, Value, parameter_overrides, with_overrides
-from ..errors import ConfigError, PeerError, ScansideError, StreamError
+from ..errors import ConfigError, NoImage, PeerError, ScansideError, StreamError
 from ..messages import (
     AcquisitionBatch,
     EndOfScan,
@@ -131,7 +132,7 @@ class Session:
             run = Run(batch.headers[part], batch.samples[part], trajectory, batch.received, idle)
             if kind is ReadoutKind.NOISE:
                 yield from self._add_noise(run)
-            elif kind is not ReadoutKind.OTHER:
+            elif kind is not ReadoutKind.OTHER or int(run.headers[0]["encoding_space_ref"]) in self._lanes:
                 yield from self._measured(run, kind)
 
     def _add_noise(self, run: Run) -> Iterator[Event]:
@@ -147,12 +148,8 @@ class Session:
 
     def _measured(self, run: Run, kind: ReadoutKind) -> Iterator[Event]:
         try:
-            lane, reconstructor = self._lane(run)
-            if kind is ReadoutKind.CALIBRATION and isinstance(lane, CartesianLane):
-                frames = lane.calibration(run)
-            else:
-                frames = lane.imaging(run)
-            for closed in frames:
+            lane, reconstructor = self._lane(run, kind)
+            for closed in self._ended_by(run, kind, lane):
                 yield from self._finish(lane, reconstructor, closed)
             if isinstance(reconstructor, CartesianReconstructor):
                 reconstructor.look_ahead(frame_key(run.headers[0]))
@@ -162,13 +159,22 @@ class Session:
                 yield Note("warning", f"readout left out: {error}")
             self.counts["rejected"] += len(run.headers)
 
-    def _lane(self, run: Run) -> tuple[_Lane, _Reconstructor]:
+    @staticmethod
+    def _ended_by(run: Run, kind: ReadoutKind, lane: _Lane) -> Iterator[ClosedFrame]:
+        if kind is ReadoutKind.OTHER:
+            return lane.flagged(run.headers[-1])
+        if kind is ReadoutKind.CALIBRATION and isinstance(lane, CartesianLane):
+            return lane.calibration(run)
+        return lane.imaging(run)
+
+    def _lane(self, run: Run, kind: ReadoutKind) -> tuple[_Lane, _Reconstructor]:
         header = self.header
         if header is None:
             raise PeerError("acquisition before the header of the scan")
         index = encoding_of(header, run.headers[0])
         found = self._lanes.get(index)
-        if found is None:
+        # the shape of the imaging readouts counts: calibration of another shape, measured before them, is of no use
+        if found is None or (kind is ReadoutKind.IMAGING and not found[0].began and not found[0].fits(run)):
             found = self._open_lane(header, index, run)
             self._lanes[index] = found
         return found
@@ -196,6 +202,11 @@ class Session:
         begun = time.monotonic()
         try:
             result = reconstructor.reconstruct(closed)
+        except NoImage as error:
+            yield self._stats(closed, None, begun, failed=error.reason)
+            yield Note("error", f"no image for {closed.key}: {error}")
+            lane.release(closed)
+            return
         except (ScansideError, RuntimeError, ValueError, MemoryError) as error:
             yield Note(
                 "error", f"{self.config.name} failed ({type(error).__name__}: {error}); sending the zero-filled image"
@@ -229,17 +240,26 @@ class Session:
         }
         return self._images.make(result.image.numpy(), readout, lane.space, series=series, meta=meta)
 
-    def _stats(self, closed: ClosedFrame, result: Reconstruction, begun: float, failed: str = "") -> FrameStats:
-        return FrameStats(
+    def _stats(self, closed: ClosedFrame, result: Reconstruction | None, begun: float, failed: str = "") -> FrameStats:
+        stats = FrameStats(
             pipeline=self.config.name,
-            outcome="failed" if failed else result.outcome,
+            outcome="failed",
             trigger=closed.reason,
             key=closed.key,
             received=closed.frame.received,
-            stages={**result.stages, "close": time.monotonic() - begun},
+            stages={"close": time.monotonic() - begun},
             readouts=closed.frame.readouts,
+            reason=failed,
+        )
+        if result is None:
+            return stats
+        return msgspec.structs.replace(
+            stats,
+            outcome="failed" if failed else result.outcome,
+            stages={**result.stages, **stats.stages},
             missing=result.missing,
             duplicates=result.duplicates,
+            outside=result.outside,
             acceleration=result.acceleration,
             reason=failed or result.reason,
         )
@@ -251,6 +271,8 @@ class Session:
         self._ended = True
         if self._noise is not None and self.header is not None and self.header.measurement_id and self.counts["noise"]:
             self._store[self.header.measurement_id] = self._noise
+        if self.counts["noise_mismatch"]:
+            yield Note("warning", "the noise was measured with another number of channels; not prewhitened")
         if self.counts["noise_unknown"]:
             yield Note("warning", "the noise measurement that this scan depends on has not been seen; not prewhitened")
         if self.counts["rejected"]:
