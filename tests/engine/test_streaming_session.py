@@ -650,3 +650,61 @@ def test_frames_come_and_go_in_the_same_memory() -> None:
     tracemalloc.stop()
     assert len(places) <= 6
     assert max(sizes[50:]) - min(sizes[50:]) < 256 << 10
+
+
+def run_session(scan_header: ScanHeader, batches: Iterable[AcquisitionBatch]) -> list[Event]:
+    session = Session(ConfigStore().get("default"))
+    return [event for message in (scan_header, *batches, EndOfScan()) for event in session.feed(message)]
+
+
+def test_lines_outside_the_matrix_are_told_in_the_image_and_its_statistics() -> None:
+    scan = simulate_scan(32, 4, 1, 0, noise_readouts=0)
+    batch = scan.batches[-1]
+    headers = batch.headers.copy()
+    headers["idx"]["kspace_encode_step_1"][3] = 4000
+    events = run_session(scan.header, [AcquisitionBatch(headers=headers, samples=batch.samples)])
+    (stats,) = (event for event in events if isinstance(event, FrameStats))
+    (image,) = (event for event in events if isinstance(event, Image))
+    assert (stats.outside, stats.missing, stats.outcome) == (1, 1, "incomplete")
+    assert image.meta["scanside_outside_lines"] == ["1"]
+
+
+def test_a_frame_without_any_finite_value_fails_and_sends_nothing() -> None:
+    scan = simulate_scan(32, 4, 1, 0, noise_readouts=0)
+    batch = scan.batches[-1]
+    events = run_session(scan.header, [AcquisitionBatch(headers=batch.headers, samples=batch.samples * np.nan)])
+    assert not [event for event in events if isinstance(event, Image)]
+    assert [(e.outcome, e.reason) for e in events if isinstance(e, FrameStats)] == [("failed", "not_finite")]
+
+
+def test_the_end_flag_of_a_navigator_ends_the_undersampled_frame() -> None:
+    scan = simulate_scan(32, 4, 2, 8, noise_readouts=0)
+    batch = scan.batches[-1]
+    headers = batch.headers.copy()
+    headers["flags"] &= ~np.uint64(
+        AcquisitionFlag.LAST_IN_SLICE.bit
+        | AcquisitionFlag.LAST_IN_REPETITION.bit
+        | AcquisitionFlag.LAST_IN_MEASUREMENT.bit
+    )
+    navigator = headers[-1:].copy()
+    navigator["flags"] = AcquisitionFlag.IS_NAVIGATION_DATA.bit | AcquisitionFlag.LAST_IN_REPETITION.bit
+    session = Session(ConfigStore().get("default"))
+    events = []
+    for message in (
+        scan.header,
+        AcquisitionBatch(headers=headers, samples=batch.samples),
+        AcquisitionBatch(headers=navigator, samples=batch.samples[-1:]),
+    ):
+        events += session.feed(message)
+    assert [e.trigger for e in events if isinstance(e, FrameStats)] == ["flag"]
+
+
+def test_calibration_of_another_shape_does_not_keep_the_scan_from_being_reconstructed() -> None:
+    scan = simulate_scan(32, 4, 1, 0, noise_readouts=0)
+    batch = scan.batches[-1]
+    odd = batch.headers[:2].copy()
+    odd["flags"] = AcquisitionFlag.IS_PARALLEL_CALIBRATION.bit
+    odd["number_of_samples"], odd["center_sample"] = 16, 8
+    calibration = AcquisitionBatch(headers=odd, samples=np.ascontiguousarray(batch.samples[:2, :, :16]))
+    events = run_session(scan.header, [calibration, batch])
+    assert [e.outcome for e in events if isinstance(e, FrameStats)] == ["complete"]
