@@ -28,6 +28,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from report import Table, machine, update_document
 from scanside.engine.baselines.combine import sense_combine, zero_filled
 from scanside.engine.baselines.l1 import l1_espirit
 from scanside.engine.baselines.sense import cg_sense
@@ -125,10 +126,26 @@ def main() -> None:
                 _print(row, header=len(rows) == 1)
     state = {"threads": options.threads, "cores": os.cpu_count(), "load_average": os.getloadavg()}
     print(f"{options.threads} threads of {os.cpu_count()} cores, load average {os.getloadavg()[0]:.1f}")
+    if options.write:
+        document = Path(__file__).resolve().parent.parent / "docs" / "benchmarks.md"
+        update_document(document, "Agreement with BART", _section(rows, options.threads), machine())
     if options.json:
         Path(options.json).write_text(
             json.dumps({**state, "rows": [dataclasses.asdict(row) for row in rows]}, indent=1)
         )
+
+
+def _section(rows: list[Row], threads: int) -> str:
+    """The rows as a Markdown section."""
+    table = Table("case", "method", "PSNR dB", "BART dB", "difference", "distance", "s", "BART s")
+    for row in rows:
+        theirs = ("", "", "", "")
+        if row.psnr_bart is not None:
+            numbers = f"{row.psnr_bart:.2f} {row.difference:+.2f} {row.distance:.1e} {row.seconds_bart:.2f}".split()
+            theirs = (numbers[0], numbers[1], numbers[2], numbers[3])
+        table.add(row.case, row.method, f"{row.psnr:.2f}", *theirs[:3], f"{row.seconds:.3f}", theirs[3])
+    explained = " ".join((__doc__ or "").split("\n\n", 2)[2].split())
+    return f"{table}\n\n`benchmarks/bart_agreement.py`. {explained} {threads} threads, load {os.getloadavg()[0]:.1f}.\n"
 
 
 def _options() -> argparse.Namespace:
@@ -137,6 +154,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=1, help="threads of either side")
     parser.add_argument("--data", type=Path, default=default, help="folder of scanner data")
     parser.add_argument("--json", help="file to write the rows to")
+    parser.add_argument("--write", action="store_true", help="update docs/benchmarks.md")
     return parser.parse_args()
 
 

@@ -23,6 +23,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from report import Table, machine, update_document
 from scanside.engine.preparation.coil_maps import espirit, walsh
 from scanside.engine.preparation.filters import to_image, to_kspace
 
@@ -123,6 +124,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--write", action="store_true", help="update docs/benchmarks.md")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     conditions = {"threads": arguments.threads, "cores": os.cpu_count(), "load_before": os.getloadavg()[0]}
@@ -137,6 +139,14 @@ def main() -> None:
         )
     if "bart_ms" not in rows[0]:
         print("bart is not installed: no comparison", file=sys.stderr)
+    if arguments.write:
+        document = Path(__file__).resolve().parent.parent / "docs" / "benchmarks.md"
+        table = Table(*rows[0])
+        for row in rows:
+            table.add(*(f"{value:.5g}" if isinstance(value, float) else value for value in row.values()))
+        note = ", ".join(f"{name} {value}" for name, value in conditions.items())
+        section = f"{table}\n\n`benchmarks/coil_maps_agreement.py`; BART's time is of the whole program. {note}.\n"
+        update_document(document, "Coil maps beside BART", section, machine())
     if arguments.json:
         arguments.json.write_text(json.dumps({"conditions": conditions, "rows": rows}, indent=2) + "\n")
 
