@@ -41,11 +41,11 @@ def no_leaks() -> Iterator[None]:
     yield
     deadline = time.monotonic() + 5
     while True:
-        gc.collect()
         left = {t for t in set(threading.enumerate()) - threads if t.is_alive() and not t.daemon}
         opened = _sockets() - sockets
         if not left and not opened:
             return
+        gc.collect()  # only now: with all of torch loaded it takes longer than most tests
         if time.monotonic() > deadline:
             pytest.fail(f"left behind: threads {sorted(t.name for t in left)}, sockets {sorted(opened)}")
         time.sleep(0.02)
