@@ -54,9 +54,10 @@ class Scan:
         role: Role = Role.SCAN,
         noise_id: str = "",
         dialect: Dialect = Dialect.GADGETRON,
+        threads: int = 1,
     ) -> None:
         self._config, self._store, self._noise = config, store, noise
-        self._role, self._noise_id, self._dialect = role, noise_id, dialect
+        self._role, self._noise_id, self._dialect, self._threads = role, noise_id, dialect, threads
         self.idle: Callable[[], bool] = lambda: True
         """Tells whether no further data waits; see `Session`."""
         self._session = self._new_session()
@@ -67,7 +68,9 @@ class Scan:
 
     def _new_session(self) -> Session:
         fire = self._dialect is Dialect.FIRE
-        return Session(self._config, fire=fire, noise=self._noise, idle=lambda: self.idle())
+        return Session(
+            self._config, fire=fire, noise=self._noise, idle=lambda: self.idle(), solver_threads=self._threads
+        )
 
     def take(self, frames: Iterable[Frame], received: float) -> Iterator[Reply]:
         """Work through frames in their order. What cannot be used ends the scan, and the reply says why."""

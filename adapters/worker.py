@@ -109,10 +109,16 @@ class _Runner(threading.Thread):
 
 
 class Worker:
-    """Serves sessions of the bus at `endpoint` until `stop` or until its parent process is gone."""
+    """Serves sessions of the bus at `endpoint` until `stop` or until its parent process is gone.
 
-    def __init__(self, endpoint: str, store: ConfigStore, *, name: str, identity: bytes | None = None) -> None:
+    `threads`: processor threads of iterative reconstructions.
+    """
+
+    def __init__(
+        self, endpoint: str, store: ConfigStore, *, name: str, identity: bytes | None = None, threads: int = 1
+    ) -> None:
         self.store = store
+        self.threads = threads
         self.limits = store.get("default").limits
         self.noise: NoiseStore = {}
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
@@ -178,7 +184,7 @@ class Worker:
         role, noise = Role(str(values.pop(ROLE, Role.SCAN))), str(values.pop(NOISE, ""))
         config = with_overrides(self.store.get(request.config), values, source="parameters of the session")
         dialect = Dialect(request.dialect or Dialect.GADGETRON)
-        return Scan(config, self.store, self.noise, role=role, noise_id=noise, dialect=dialect)
+        return Scan(config, self.store, self.noise, role=role, noise_id=noise, dialect=dialect, threads=self.threads)
 
 
 def warm_up(store: ConfigStore) -> int:
@@ -202,20 +208,32 @@ def main() -> None:
     parser.add_argument("--connect", required=True, metavar="ENDPOINT", help="bus of the server, as it prints it")
     parser.add_argument("--name", default="worker", help="name of this worker, for people")
     parser.add_argument("--identity", default="", help="identity on the bus, set by the server")
-    parser.add_argument("--threads", type=int, default=0, help="processor threads; 0: as many as there are cores")
+    parser.add_argument(
+        "--threads",
+        type=int,
+        default=0,
+        help="processor threads of iterative reconstructions; 0: as many as there are cores",
+    )
     parser.add_argument(
         "--configs", action="append", default=[], type=Path, metavar="DIR", help="folder of configurations"
     )
     parser.add_argument("--parent", type=int, help="end when the process with this number is not our parent any more")
     arguments = parser.parse_args()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the whole group; the server decides when we stop
-    torch.set_num_threads(arguments.threads or max(1, len(os.sched_getaffinity(0))))
+    torch.set_num_threads(1)  # a readout is too little work to share; iterative solvers get more
     sys.setswitchinterval(0.001)
     store = ConfigStore(arguments.configs)
     warm_up(store)
     gc.collect()
     gc.freeze()
-    worker = Worker(arguments.connect, store, name=arguments.name, identity=arguments.identity.encode() or None)
+    gc.set_threshold(50_000, 20, 100)  # hardly a pause while a scan runs
+    worker = Worker(
+        arguments.connect,
+        store,
+        name=arguments.name,
+        identity=arguments.identity.encode() or None,
+        threads=arguments.threads or max(1, len(os.sched_getaffinity(0))),
+    )
     signal.signal(signal.SIGTERM, lambda *_: worker.stop())
     worker.run(arguments.parent)
 

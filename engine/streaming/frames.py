@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import deque
+
 import numpy as np
 import torch
 
@@ -10,6 +12,10 @@ from .layout import CartesianLayout
 
 __all__ = ["CartesianFrame", "GatheredFrame"]
 
+CATCH_UP = 2
+"""Lines still to be transformed that each new one takes along."""
+LAST_LINES = 6
+"""So many lines left are transformed one by one when the frame closes; for more a Fourier transform is quicker."""
 LARGEST = 1e15
 """Values from here on are faults of the receiver: their squares, summed over coils and lines, leave single precision."""
 
@@ -31,7 +37,8 @@ class CartesianFrame:
         self.counts = np.zeros((layout.depth, layout.height), dtype=np.int32)
         self._folded: torch.Tensor | None = None
         self._phases: torch.Tensor | None = None
-        self._folding = True
+        self._folding = layout.depth == 1
+        self._unfolded: deque[int] = deque()
         self._center_distance = 1 << 30
         self.averages = layout.averages
         self.readouts = 0
@@ -45,7 +52,8 @@ class CartesianFrame:
         if self._folded is not None:
             self._folded.zero_()
         self.counts[:] = 0
-        self._folding = True
+        self._folding = self.layout.depth == 1
+        self._unfolded.clear()
         self._center_distance = 1 << 30
         self.averages = self.layout.averages
         self.readouts = self.outside = 0
@@ -53,7 +61,10 @@ class CartesianFrame:
         self.header = None
 
     def add(self, lines: torch.Tensor, headers: np.ndarray, received: float, *, fold: bool = False) -> None:
-        """Put lines (n, coils, width) in place by their counters. Lines outside the matrix are counted and left out."""
+        """Put lines (n, coils, width) in place by their counters. Lines outside the matrix are counted and left out.
+
+        With `fold` there is time to transform these lines, and some that are left from before.
+        """
         self.readouts += len(headers)
         self.received = received
         idx = headers["idx"]
@@ -67,10 +78,10 @@ class CartesianFrame:
         self.averages = max(self.averages, int(headers["idx"]["average"].max()) + 1)
         self._keep_header(headers, rows, parts)
         self._write(lines, parts * self.layout.height + rows)
-        if fold and self._folding and self.layout.depth == 1:
-            self._fold(lines, rows)
-        else:
-            self._folding = False
+        if self._folding:
+            self._unfolded.extend(rows.tolist())
+            if fold:
+                self._fold(len(rows) + CATCH_UP)
 
     def _write(self, lines: torch.Tensor, flat: np.ndarray) -> None:
         counts, source = self.counts.reshape(-1), lines.transpose(0, 1)
@@ -80,6 +91,7 @@ class CartesianFrame:
             self._array[:, flat] = source.numpy()
         else:
             self._flat.index_add_(1, torch.from_numpy(flat), source)
+            self._folding = False
 
     def _keep_header(self, headers: np.ndarray, rows: np.ndarray, parts: np.ndarray) -> None:
         """Keep the header nearest to the center of k-space: geometry and time stamps of the image come from there."""
@@ -89,7 +101,8 @@ class CartesianFrame:
             self._center_distance = int(distance[nearest])
             self.header = headers[nearest].copy()
 
-    def _fold(self, lines: torch.Tensor, rows: np.ndarray) -> None:
+    def _fold(self, count: int) -> None:
+        """Transform up to `count` of the lines that are left: each adds a wave to every coil image."""
         height = self.layout.height
         if self._folded is None:
             self._folded = torch.zeros_like(self.kspace)
@@ -97,8 +110,9 @@ class CartesianFrame:
             angle = 2 * torch.pi / height * torch.outer(grid, grid).remainder(height)
             self._phases = torch.polar(torch.full_like(angle, height**-0.5), angle).to(torch.complex64)
         assert self._phases is not None  # noqa: S101 - made together with the images
-        for line, row in zip(lines, rows, strict=True):
-            self._folded.addcmul_(self._phases[int(row)].view(1, 1, height, 1), line.view(-1, 1, 1, self.layout.width))
+        for _ in range(min(count, len(self._unfolded))):
+            row = self._unfolded.popleft()
+            self._folded.addcmul_(self._phases[row].view(1, 1, height, 1), self.kspace[:, :, row : row + 1])
 
     @property
     def mask(self) -> np.ndarray:
@@ -118,9 +132,10 @@ class CartesianFrame:
         return self.kspace * weights[..., None]
 
     def folded(self) -> torch.Tensor | None:
-        """Coil images (coil, depth, height, width) if every line was transformed on arrival and none was repeated."""
-        if not self._folding or self._folded is None or self.counts.max(initial=0) > 1:
+        """Coil images (coil, depth, height, width) if nearly every line was transformed on arrival and none was repeated."""
+        if not self._folding or self._folded is None or len(self._unfolded) > LAST_LINES:
             return None
+        self._fold(LAST_LINES)
         return self._folded
 
     def drop_non_finite(self) -> int:

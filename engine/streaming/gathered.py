@@ -58,6 +58,9 @@ class GatheredReconstructor:
         self._maps: dict[int, torch.Tensor] = {}
         self._known: OrderedDict[bytes, _Prepared] = OrderedDict()
 
+    heavy = True
+    """A frame is work enough for several processor threads."""
+
     def reconstruct(self, closed: ClosedFrame) -> Reconstruction:
         """Image of a closed frame. Readouts that are not finite are left out, and the image says so."""
         return self._attempt(closed, iterative=True)

@@ -85,7 +85,9 @@ class CartesianLane:
         self._announced = self.layout.announced()
         self._covering = bool(self._announced.any())
         self._trigger = TriggerPolicy(config.trigger, self.layout.averages)
-        self._fold = config.preparation.fold_on_arrival
+        method = config.reconstruction.method
+        wanted = method == "zero_filled" or (method == "auto" and self._covering)
+        self._fold = config.preparation.fold_on_arrival and wanted
         self._limits = limits
         self._last: dict[FrameKey, CartesianFrame] = {}
         self._pool: list[CartesianFrame] = []

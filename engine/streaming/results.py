@@ -11,7 +11,18 @@ import torch
 
 from ..messages import Outcome
 
-__all__ = ["Reconstruction", "StageClock"]
+__all__ = ["Reconstruction", "StageClock", "threads"]
+
+
+@contextmanager
+def threads(count: int) -> Iterator[None]:
+    """Let torch use `count` processor threads inside."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 class Reconstruction(msgspec.Struct, frozen=True, kw_only=True, eq=False):

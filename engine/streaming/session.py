@@ -30,7 +30,7 @@ from .images import ImageMaker
 from .lanes import CartesianLane, ClosedFrame, GatheringLane, Run
 from .layout import encoding_of, frame_key, is_cartesian
 from .reconstruction import CartesianReconstructor
-from .results import Reconstruction
+from .results import Reconstruction, threads
 from .triggers import ReadoutKind, runs
 
 __all__ = ["NoiseStore", "Session"]
@@ -49,7 +49,8 @@ class Session:
     """A scan being reconstructed while it arrives.
 
     `fire`: the other side is a FIRE or OpenRecon console. `noise`: noise measurements of earlier scans, to which this one's
-    is added. `idle` tells whether no further data waits, so that work may be done ahead.
+    is added. `idle` tells whether no further data waits, so that work may be done ahead. `solver_threads`: processor threads for iterative
+    reconstructions; what is done per readout is too small for more than one.
     """
 
     def __init__(
@@ -59,6 +60,7 @@ class Session:
         fire: bool = False,
         noise: NoiseStore | None = None,
         idle: Callable[[], bool] = lambda: True,
+        solver_threads: int = 1,
     ) -> None:
         self.config = config
         self.header: ScanHeader | None = None
@@ -68,6 +70,7 @@ class Session:
         self._store: NoiseStore = {} if noise is None else noise
         self._noise: NoiseModel | None = None
         self._idle = idle
+        self._threads = solver_threads
         self._lanes: dict[int, tuple[_Lane, _Reconstructor]] = {}
         self._images: ImageMaker | None = None
         self._ended = False
@@ -201,7 +204,8 @@ class Session:
     def _finish(self, lane: _Lane, reconstructor: _Reconstructor, closed: ClosedFrame) -> Iterator[Event]:
         begun = time.monotonic()
         try:
-            result = reconstructor.reconstruct(closed)
+            with threads(self._threads if reconstructor.heavy else 1):
+                result = reconstructor.reconstruct(closed)
         except NoImage as error:
             yield self._stats(closed, None, begun, failed=error.reason)
             yield Note("error", f"no image for {closed.key}: {error}")
