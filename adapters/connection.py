@@ -37,6 +37,8 @@ __all__ = ["Connection", "ConnectionOptions", "Phase"]
 
 _log = structlog.get_logger("gateway")
 
+SLAB_BYTES = 1 << 20
+"""Receive memory at a time: small, so that it is still in the cache when it is sent on."""
 HOLD_BYTES = 8 << 20
 """Received data kept while a session is not open yet or has no credit; reading stops beyond it."""
 DISCARD_BYTES = 1 << 16
@@ -83,7 +85,7 @@ class Connection(asyncio.BufferedProtocol):
 
     def __init__(self, gateway: Gateway) -> None:
         self._gateway, self._options = gateway, gateway.options
-        self._framer = Framer(gateway.limits)
+        self._framer = Framer(gateway.limits, slab_bytes=SLAB_BYTES)
         options = self._options
         self._grammar = Grammar(gateway.store, gateway.answer, dialect=options.dialect, default=options.default_config)
         self.feed = Feed(gateway.port)

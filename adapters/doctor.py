@@ -27,14 +27,11 @@ _PYTHON = (3, 11)
 _PORTS = ((9002, "scanners", "-p"), (9091, "metrics", "--metrics-port"))
 _MINIMUM_BYTES = 4 << 30
 _SETTINGS = (
-    "MALLOC_MMAP_MAX_",
-    "MALLOC_TRIM_THRESHOLD_",
-    "MALLOC_TOP_PAD_",
     "OMP_WAIT_POLICY",
     "GOMP_SPINCOUNT",
     "KMP_BLOCKTIME",
 )
-"""Settings of the allocator and of OpenMP that cost or save milliseconds per frame."""
+"""Settings of OpenMP that cost or save milliseconds per frame."""
 
 
 class Finding(msgspec.Struct, frozen=True):
@@ -213,10 +210,10 @@ def _settings() -> Iterator[Finding]:
             yield Finding(name, "ok", f"{own}, from your environment")
         elif wanted is not None:
             yield Finding(name, "ok", f"{wanted}, set by `scanside serve` for its engine")
-    if platform.libc_ver()[0] != "glibc":
-        yield Finding(
-            "malloc", "note", "not glibc's, so that MALLOC_ settings have no effect", "use a glibc distribution"
-        )
+    if platform.libc_ver()[0] == "glibc":
+        yield Finding("malloc", "ok", "glibc's, told by every process of ours to keep its memory")
+    else:
+        yield Finding("malloc", "note", "not glibc's, cannot be told to keep its memory", "use a glibc distribution")
 
 
 def _ports() -> Iterator[Finding]:

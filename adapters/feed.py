@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Mapping
-from itertools import islice
 from typing import NamedTuple
 
 from scanside.engine.config import Value
@@ -13,12 +12,14 @@ from .bus import AsyncPort
 from .envelope import Envelope, Opened
 from .mrd_framing import Frame
 
-__all__ = ["BATCH_FRAMES", "PIECE_BYTES", "Feed"]
+__all__ = ["BATCH_BYTES", "BATCH_FRAMES", "PIECE_BYTES", "Feed"]
 
 PIECE_BYTES = 16 << 20
 """Larger messages travel on the bus in pieces of this size."""
 BATCH_FRAMES = 128
 """Pieces of one bus message."""
+BATCH_BYTES = 1 << 20
+"""A bus message is full with this much: what a worker can use while it is still in the processor's cache."""
 
 
 class _Piece(NamedTuple):
@@ -52,12 +53,16 @@ class Feed:
 
     def put(self, frame: Frame, received: int) -> None:
         """Take a frame that was received at `received` ns; `flush` sends it."""
-        view = frame.view
+        view, count = frame.view, frame.count
         self.held_bytes += len(view)
+        share = max(1, BATCH_BYTES // frame.size)
+        while count > share:  # a run of messages, which are cut between them
+            self._held.append(_Piece(view[: share * frame.size], share, received))
+            view, count = view[share * frame.size :], count - share
         while len(view) > PIECE_BYTES:
             self._held.append(_Piece(view[:PIECE_BYTES], 0, received))
             view = view[PIECE_BYTES:]
-        self._held.append(_Piece(view, frame.count, received))
+        self._held.append(_Piece(view, count, received))
 
     def take(self, envelope: Envelope) -> None:
         """Hear of new credit, the first of which says that the session is open."""
@@ -81,10 +86,12 @@ class Feed:
             self._port.end(self.session, complete=self._complete)
 
     def _send(self) -> None:
-        batch = list(islice(self._held, BATCH_FRAMES))
-        for piece in batch:
-            self.held_bytes -= len(piece.view)
-            self._held.popleft()
+        batch: list[_Piece] = []
+        size = 0
+        while self._held and len(batch) < BATCH_FRAMES and (not batch or size + len(self._held[0].view) <= BATCH_BYTES):
+            batch.append(self._held.popleft())
+            size += len(batch[-1].view)
+        self.held_bytes -= size
         messages = max(1, sum(piece.messages for piece in batch))
         views = [piece.view for piece in batch]
         self._port.send(self.session, views, messages=messages, received=batch[-1].received)

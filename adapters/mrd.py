@@ -313,7 +313,9 @@ def _wire_headers(batch: AcquisitionBatch) -> tuple[np.ndarray, np.ndarray]:
 def encode_waveform(record: WaveformRecord) -> bytes:
     """Message with a waveform; its channels and number_of_samples are set from the array."""
     samples = np.ascontiguousarray(record.samples, "<u4")
-    header = np.array(record.header, WAVEFORM_HEADER)
+    header = np.zeros((), WAVEFORM_HEADER)  # with its padding
+    for name in WAVEFORM_HEADER.names or ():
+        header[name] = record.header[name]
     header["channels"], header["number_of_samples"] = samples.shape
     return struct.pack("<H", MessageId.WAVEFORM) + header.tobytes() + samples.tobytes()
 

@@ -175,7 +175,7 @@ class Framer:
     def _renew(self) -> None:
         """Begin a new slab that has room for the current message, and carry over what there is of it."""
         have = self.pending
-        slab = memoryview(np.empty(max(self._slab_bytes, max(self._need, have) + self._margin), np.uint8))
+        slab = np.empty(max(self._slab_bytes, max(self._need, have) + self._margin), np.uint8).data
         slab[:have] = self._slab[self._start : self._end]
         self._origin += self._start
         self._slab, self._start, self._end = slab, 0, have

@@ -112,7 +112,7 @@ def _acquisition(limits: Limits, offset: int) -> Length:
     view = yield data + 4
     size = data + 4 + U32.unpack_from(view, data)[0]
     limits.check("acquisition_bytes", size, what="size of a compressed acquisition in bytes", offset=offset)
-    return size
+    return int(size)
 
 
 def _image(limits: Limits, offset: int) -> Length:
@@ -128,7 +128,7 @@ def _image(limits: Limits, offset: int) -> Length:
     limits.check("attribute_bytes", attributes, what="attribute length of an image in bytes", offset=offset)
     size = ID_BYTES + 206 + attributes + prod(matrix) * channels * PIXEL_TYPES[data_type].itemsize
     limits.check("message_bytes", size, what="size of an image in bytes", offset=offset)
-    return size
+    return int(size)
 
 
 def _waveform(limits: Limits, offset: int) -> Length:
@@ -136,7 +136,7 @@ def _waveform(limits: Limits, offset: int) -> Length:
     samples, channels = struct.unpack_from("<HH", view, ID_BYTES + 28)
     size = ID_BYTES + 40 + 4 * samples * channels
     limits.check("message_bytes", size, what="size of a waveform in bytes", offset=offset)
-    return size
+    return int(size)
 
 
 def _fixed(size: int) -> Callable[[Limits, int], Length]:
@@ -264,7 +264,7 @@ def _bucket(limits: Limits, offset: int) -> Length:
     sizes = struct.unpack_from("<13Q", view, ID_BYTES)
     body = sum(sizes) - sizes[0] - sizes[4] - sizes[10]  # those three are counts of items
     limits.check("message_bytes", body, what="size of a bucket in bytes", offset=offset)
-    return ID_BYTES + 104 + body
+    return int(ID_BYTES + 104 + body)
 
 
 _RULES: dict[int, Callable[[Limits, int], Length]] = {

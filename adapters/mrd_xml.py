@@ -63,7 +63,7 @@ def parse_xml(data: bytes | memoryview, what: str, *, offset: int | None = None)
     has too many elements or levels.
     """
     text = decode_text(data, what, offset=offset).removeprefix("\ufeff")
-    parser = DefusedXMLParser(target=_Builder(what), forbid_dtd=True)
+    parser = DefusedXMLParser(target=_Builder(what), forbid_dtd=True)  # type: ignore[no-untyped-call]
     try:
         for start in range(0, len(text), CHUNK):
             parser.feed(text[start : start + CHUNK])

@@ -1,7 +1,7 @@
 """`scanside serve`: broker, gateway and metrics in one process, the engine's workers in processes of their own.
 
-Workers get the allocator and thread settings that their speed rests on through their environment, since those are read
-when a process starts. One that dies is replaced.
+Workers get the thread settings that their speed rests on through their environment, since those are read when a process
+starts. One that dies is replaced.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from .bus import AsyncPort, Broker, check_bind
 from .envelope import Envelope
 from .gadgetron import ConnectionOptions, Gateway
 from .metrics import Metrics, MetricsServer
+from .process import tune_process
 from .queries import answer_query
 
 __all__ = ["ENVIRONMENT", "ServeOptions", "Server"]
@@ -33,14 +34,11 @@ __all__ = ["ENVIRONMENT", "ServeOptions", "Server"]
 _log = structlog.get_logger("server")
 
 ENVIRONMENT = {
-    "MALLOC_MMAP_MAX_": "0",
-    "MALLOC_TRIM_THRESHOLD_": "4000000000",
-    "MALLOC_TOP_PAD_": "67108864",
     "OMP_WAIT_POLICY": "PASSIVE",
     "GOMP_SPINCOUNT": "0",
     "KMP_BLOCKTIME": "0",
 }
-"""Memory stays with the process instead of being mapped anew for each array; idle threads sleep instead of spinning."""
+"""Read when a process starts: idle threads sleep instead of spinning."""
 START_SECONDS = 120.0
 RESTART_SECONDS = 1.0
 """Between the end of a worker that had hardly started and its successor, so that a defect does not keep a core busy."""
@@ -49,7 +47,6 @@ HEARTBEAT_SECONDS = 0.5
 OWN_END, CUT_OFF = 0.6, 0.15
 """Shares of the drain time: for sessions to end by themselves, and for the images of those that are cut off."""
 CLOSE_SECONDS = 10.0
-SWITCH_SECONDS = 0.0005
 
 
 class ServeOptions(msgspec.Struct, frozen=True, kw_only=True):
@@ -109,7 +106,7 @@ class Server:
         """Listen and start the workers; returns when a scan can be taken."""
         options = self.options
         check_bind(f"tcp://{options.host}:{options.port}", insecure=options.insecure)
-        sys.setswitchinterval(SWITCH_SECONDS)  # the socket's thread waits no longer than this for the others
+        tune_process()
         try:
             self._start_broker()
             self._start_gateway()

@@ -10,7 +10,6 @@ import gc
 import os
 import queue
 import signal
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -29,17 +28,21 @@ from scanside.engine.streaming.session import NoiseStore, Session
 from .bus import WorkerPort
 from .envelope import Data, End, Envelope, Failed, Open, Reason
 from .grammar import Dialect, Role
+from .logs import configure_logging
 from .mrd_framing import Framer
+from .process import tune_process
 from .scan import NOISE, ROLE, Reply, Scan
 
 __all__ = ["Worker", "main", "warm_up"]
 
 _log = structlog.get_logger("worker")
 
-CREDIT = 32 << 20
+CREDIT = 8 << 20
 """Bytes that a session may have under way."""
 POLL_SECONDS = 0.2
 """How long a worker may take to notice that it should end."""
+AHEAD_NS = 2_000_000
+"""Readouts that come faster than this leave no time to work ahead."""
 NOISE_KEPT = 256
 """Noise measurements kept for later scans; the oldest go first."""
 
@@ -55,6 +58,9 @@ class _Runner(threading.Thread):
         self._framer = Framer(worker.limits)
         self.inbox: queue.SimpleQueue[_Item] = queue.SimpleQueue()
         self.stopped = False
+        self._arrived = 0
+        self._gap = 0
+        self._busy = 0
 
     def run(self) -> None:
         """Work until the session ends. Whatever goes wrong costs this session only."""
@@ -70,14 +76,17 @@ class _Runner(threading.Thread):
             self._worker.forget(self._session)
 
     def idle(self) -> bool:
-        """Whether nothing waits to be worked on."""
-        return self.inbox.empty()
+        """Whether there is time to work ahead: nothing waits, and readouts come far enough apart."""
+        return self._gap > max(AHEAD_NS, 2 * self._busy) and self.inbox.empty()
 
     def _step(self, envelope: Envelope, payload: list[memoryview]) -> bool:
         if isinstance(envelope, Data):
+            begun = time.monotonic_ns()
+            self._gap, self._arrived = begun - self._arrived, begun
             received = envelope.received / 1e9 or time.monotonic()
             for part in payload:
                 self._send(self._scan.take(self._framer.feed(part), received), envelope.received)
+            self._busy = time.monotonic_ns() - begun
             if not self.stopped:
                 self._worker.port.grant_credit(envelope)
             return not self.stopped
@@ -221,7 +230,8 @@ def main() -> None:
     arguments = parser.parse_args()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the whole group; the server decides when we stop
     torch.set_num_threads(1)  # a readout is too little work to share; iterative solvers get more
-    sys.setswitchinterval(0.001)
+    tune_process()
+    configure_logging()
     store = ConfigStore(arguments.configs)
     warm_up(store)
     gc.collect()

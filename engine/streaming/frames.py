@@ -16,6 +16,8 @@ CATCH_UP = 2
 """Lines still to be transformed that each new one takes along."""
 LAST_LINES = 6
 """So many lines left are transformed one by one when the frame closes; for more a Fourier transform is quicker."""
+FAR_BEHIND = 64
+"""With more lines left than this there is no catching up."""
 LARGEST = 1e15
 """Values from here on are faults of the receiver: their squares, summed over coils and lines, leave single precision."""
 
@@ -78,6 +80,8 @@ class CartesianFrame:
         self.averages = max(self.averages, int(headers["idx"]["average"].max()) + 1)
         self._keep_header(headers, rows, parts)
         self._write(lines, parts * self.layout.height + rows)
+        if self._folding and len(self._unfolded) > FAR_BEHIND:
+            self._folding = False
         if self._folding:
             self._unfolded.extend(rows.tolist())
             if fold:

@@ -91,7 +91,7 @@ class CartesianReconstructor:
         failure: Exception | None = None
         try:
             result = self._attempt(closed, frame, "")
-            if _finite(result.image):
+            if result.finite:
                 return result
         except (RuntimeError, ValueError) as error:  # decompositions refuse what is not finite
             failure = error
@@ -182,7 +182,12 @@ class CartesianReconstructor:
             return method if regular or method not in ("sense", "grappa") else "cg_sense"
         if sampling.full:
             return "sense" if any(sampling.partial) or self.layout.asymmetric else "zero_filled"
-        return "sense" if sampling.lattice is not None else "cg_sense"
+        if sampling.lattice is not None:
+            return "sense"
+        # a full scan that lost some lines looks most like its neighbors when they are left at zero
+        announced = self.layout.announced()
+        lost_few = bool(announced.any()) and 2 * sampling.missing < int(announced.sum())
+        return "zero_filled" if lost_few else "cg_sense"
 
     def _named(self, method: str, sampling: Sampling) -> str:
         return "root_sum_of_squares" if method == "zero_filled" and sampling.full else method
@@ -337,7 +342,3 @@ class CartesianReconstructor:
         return resize_image(
             image, (layout.width, layout.height, layout.depth), fov, space.recon_matrix, space.recon_fov_mm
         )
-
-
-def _finite(image: torch.Tensor) -> bool:
-    return bool(torch.isfinite(torch.view_as_real(image) if image.is_complex() else image).all())

@@ -42,6 +42,13 @@ class Reconstruction(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     stages: dict[str, float] = {}
 
     @property
+    def finite(self) -> bool:
+        """Whether no pixel is NaN or infinite: the sum of all would be too."""
+        return bool(
+            torch.isfinite(torch.view_as_real(self.image).sum() if self.image.is_complex() else self.image.sum())
+        )
+
+    @property
     def outcome(self) -> Outcome:
         """Complete, incomplete (lines are missing or did not fit) or degraded (a simpler method had to do)."""
         if self.reason:

@@ -49,8 +49,8 @@ class Session:
     """A scan being reconstructed while it arrives.
 
     `fire`: the other side is a FIRE or OpenRecon console. `noise`: noise measurements of earlier scans, to which this one's
-    is added. `idle` tells whether no further data waits, so that work may be done ahead. `solver_threads`: processor threads for iterative
-    reconstructions; what is done per readout is too small for more than one.
+    is added. `idle` tells whether no further data waits, so that work may be done ahead. `solver_threads`: processor
+    threads of iterative reconstructions; what is done per readout is too small for more than one.
     """
 
     def __init__(
@@ -223,7 +223,7 @@ class Session:
         lane.release(closed)
 
     def _deliver(self, lane: _Lane, closed: ClosedFrame, result: Reconstruction, begun: float) -> Iterator[Event]:
-        if not torch.isfinite(torch.view_as_real(result.image) if result.image.is_complex() else result.image).all():
+        if not result.finite:
             yield self._stats(closed, result, begun, failed="not_finite")
             yield Note("error", f"no image for {closed.key}: the data held no finite values")
             return
@@ -282,4 +282,4 @@ class Session:
         if self.counts["rejected"]:
             yield Note("warning", f"{self.counts['rejected']} readouts did not fit this scan and were left out")
         if not message.complete:
-            yield Note("warning", "the scan ended without CLOSE; what had arrived was reconstructed")
+            yield Note("warning", "the scan was cut off; what had arrived was reconstructed")
