@@ -367,8 +367,8 @@ class MetricsServer:
                 writer.write(await self._exchange(reader))
                 writer.close()
                 await writer.wait_closed()
-        except OSError:
-            pass  # the peer went away, or took more time than there is: nobody is there to be told
+        except (OSError, asyncio.CancelledError):
+            pass  # the server stops, the peer went away, or took more time than there is: nobody is there to be told
         finally:
             writer.transport.abort()
             self._open -= 1

@@ -468,11 +468,12 @@ def test_one_connection_too_many_is_told_to_come_back(port: int) -> None:
 
 
 def test_stopping_ends_the_thread_and_cuts_connections(metrics: Metrics, health: Health) -> None:
+    before = set(threading.enumerate())
     with serving(metrics, health) as server, closing(socket.create_connection(("127.0.0.1", server.port), 10)) as idle:
         assert ask(server.port, "/livez")[0] == 200  # so the idle one was accepted too
         server.stop()
         assert idle.recv(1) == b""
-        assert "metrics" not in {thread.name for thread in threading.enumerate()}
+        assert not set(threading.enumerate()) - before
         with pytest.raises(ConnectionRefusedError):
             ask(server.port, "/livez")
 

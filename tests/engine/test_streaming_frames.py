@@ -89,7 +89,30 @@ def test_transform_on_arrival_is_the_transform_at_the_end(order: list[int], left
     np.testing.assert_allclose(folded, np.fft.ifft(expected, axis=-2, norm="ortho"), atol=1e-5)
 
 
-def test_no_transform_on_arrival_once_a_line_came_otherwise_or_again() -> None:
+def test_lines_left_for_later_are_caught_up_with(rng: np.random.Generator) -> None:
+    height = 40
+    frame, lines = CartesianFrame(layout(height), COILS), values(height)
+    headers = records(rng.permutation(height).tolist())
+    frame.add(lines[:24], headers[:24], 0.0)
+    assert frame.folded() is None
+    for index in range(24, 34):
+        frame.add(lines[index : index + 1], headers[index : index + 1], 0.0, fold=True)
+    assert frame.folded() is not None
+    frame.add(lines[34:], headers[34:], 0.0)
+    folded = frame.folded()
+    assert folded is not None
+    np.testing.assert_allclose(folded, np.fft.ifft(frame.averaged(), axis=-2, norm="ortho"), atol=1e-5)
+
+
+def test_too_many_lines_left_are_transformed_at_the_end() -> None:
+    frame = CartesianFrame(layout(256), COILS)
+    frame.add(values(200), records(list(range(200))), 0.0)
+    for row in range(200, 256):
+        frame.add(values(1), records([row]), 0.0, fold=True)
+    assert frame.folded() is None
+
+
+def test_no_transform_on_arrival_of_lines_that_come_again() -> None:
     frame = CartesianFrame(layout(), COILS)
     assert frame.folded() is None
     frame.add(values(1), records([0]), 0.0, fold=True)
@@ -98,9 +121,6 @@ def test_no_transform_on_arrival_once_a_line_came_otherwise_or_again() -> None:
     frame.clear()
     frame.add(values(1), records([0]), 0.0, fold=True)
     assert frame.folded() is not None
-    frame.add(values(1), records([1]), 0.0)
-    frame.add(values(1), records([2]), 0.0, fold=True)
-    assert frame.folded() is None
     deep = CartesianFrame(layout(8, 2), COILS)
     deep.add(values(1), records([0]), 0.0, fold=True)
     assert deep.folded() is None
