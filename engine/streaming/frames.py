@@ -87,6 +87,15 @@ class CartesianFrame:
             if fold:
                 self._fold(len(rows) + CATCH_UP)
 
+    def compress(self, matrix: torch.Tensor) -> None:
+        """Replace the coils by virtual ones, complex64 (virtual, coil); later lines must come mixed like this."""
+        self.kspace = torch.tensordot(matrix, self.kspace, dims=1)
+        if self._folded is not None:
+            self._folded = torch.tensordot(matrix, self._folded, dims=1)
+        self.coils = len(matrix)
+        self._flat = self.kspace.view(self.coils, -1, self.layout.width)
+        self._array = self._flat.numpy()
+
     def _write(self, lines: torch.Tensor, flat: np.ndarray) -> None:
         counts, source = self.counts.reshape(-1), lines.transpose(0, 1)
         before = counts[flat]

@@ -13,6 +13,7 @@ from ..errors import PeerError
 from ..headers import AcquisitionFlag as Flag
 from ..limits import Limits
 from ..messages import EncodingSpace, FrameKey, TriggerReason
+from ..preparation.compression import CoilCompression
 from .frames import CartesianFrame, GatheredFrame
 from .layout import CartesianLayout, frame_key
 from .readout import ReadoutTransform
@@ -77,6 +78,8 @@ class CartesianLane:
         crop = config.preparation.remove_oversampling
         self.layout = CartesianLayout.of(space, first, limits, crop=crop)
         self.coils = self.channels if matrix is None else int(matrix.shape[0])
+        self.compression: CoilCompression | None = None
+        """Virtual coils, once they are known; see `compress`."""
         self.transform = ReadoutTransform(self.layout, self.channels, matrix)
         self.began = False
         """Whether an imaging readout has come."""
@@ -134,6 +137,17 @@ class CartesianLane:
         if own is not None:
             return own
         return next((held for place, held in self.calibrations.items() if place.slice == key.slice), None)
+
+    def compress(self, compression: CoilCompression) -> None:
+        """From now on keep virtual coils only, and convert what there is."""
+        matrix = compression.matrix
+        self.compression = compression
+        self.transform.matrix = matrix if self.transform.matrix is None else matrix @ self.transform.matrix
+        self.coils = len(matrix)
+        held = [frame for _, frame in self.calibrations.values()]
+        for frame in (*self.opened.values(), *self._last.values(), *held):
+            frame.compress(matrix)
+        self._pool.clear()
 
     def flagged(self, last: np.ndarray) -> Iterator[ClosedFrame]:
         """End the frames that the flags of a readout end which is itself not reconstructed, such as a navigator."""

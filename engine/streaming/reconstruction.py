@@ -15,6 +15,7 @@ from ..errors import EngineError, NoImage
 from ..messages import FrameKey
 from ..operators.cartesian import CartesianSense
 from ..preparation.coil_maps import espirit
+from ..preparation.compression import coil_compression
 from ..preparation.filters import resize_image
 from ..preparation.partial_fourier import SampledRange, homodyne, pocs
 from .frames import CartesianFrame
@@ -62,7 +63,8 @@ class CartesianReconstructor:
 
     def look_ahead(self, key: FrameKey) -> None:
         """Estimate the coil maps of a slice as soon as its calibration lines are in, while the scan goes on."""
-        if key.slice in self._maps or not self._wants_maps:
+        wanted = (self._wants_maps and key.slice not in self._maps) or self._wants_compression
+        if not wanted:
             return
         held = self.lane.calibration_of(key)
         frame = self.lane.opened.get(key) if held is None else held[1]
@@ -73,8 +75,20 @@ class CartesianReconstructor:
         block = central_block(frame.counts >= self.layout.averages, size)
         # only exactly the central lines: which lines the maps come from must not depend on how the data was cut
         if block is not None and block[1] == slice(first, first + size):
-            self._maps[key.slice] = self._estimate(frame, block)
-            self._prepare_solver(key)
+            self._compress(frame.averaged()[:, block[0], block[1]])
+            if self._wants_maps:
+                self._maps[key.slice] = self._estimate(frame, block)
+                self._prepare_solver(key)
+
+    @property
+    def _wants_compression(self) -> bool:
+        wanted = self.config.preparation.compressed_channels
+        return 0 < wanted < self.lane.coils and self.lane.compression is None
+
+    def _compress(self, block: torch.Tensor) -> None:
+        """Learn the virtual coils from fully measured lines around the center, if that is wanted and not done."""
+        if self._wants_compression:
+            self.lane.compress(coil_compression(block, self.config.preparation.compressed_channels))
 
     def _prepare_solver(self, key: FrameKey) -> None:
         """Make the closed-form solver for the lattice that the lines so far lie on; the last line then finds it ready."""
@@ -132,6 +146,12 @@ class CartesianReconstructor:
 
     def _attempt(self, closed: ClosedFrame, frame: CartesianFrame, reason: str) -> Reconstruction:
         clock, key = StageClock(), closed.key
+        if self._wants_compression:
+            block = self._calibration_block(frame, key)
+            if block is not None:
+                self._compress(block)
+        if self.lane.compression is not None and frame.coils != self.lane.coils:
+            frame.compress(self.lane.compression.matrix)
         sampling = self._sampling(frame.mask)
         method = self._choose(sampling)
         if method in NEEDS_MAPS:

@@ -708,3 +708,23 @@ def test_calibration_of_another_shape_does_not_keep_the_scan_from_being_reconstr
     calibration = AcquisitionBatch(headers=odd, samples=np.ascontiguousarray(batch.samples[:2, :, :16]))
     events = run_session(scan.header, [calibration, batch])
     assert [e.outcome for e in events if isinstance(e, FrameStats)] == ["complete"]
+
+
+@pytest.mark.parametrize("acceleration", [1, 2])
+@pytest.mark.parametrize("size", [1, 64])
+def test_compressed_coils_give_nearly_the_same_image(acceleration: int, size: int) -> None:
+    scan = simulate_scan(64, 12, acceleration, 24 if acceleration > 1 else 0, repetitions=2, noise=0.001)
+    images: dict[str, list[np.ndarray]] = {}
+    for channels in ("0", "8"):
+        config = with_overrides(
+            ConfigStore().get("default"), {"preparation.compressed_channels": channels}, source="test"
+        )
+        session = Session(config)
+        messages = (scan.header, *scan.readouts(size), EndOfScan())
+        events = [event for message in messages for event in session.feed(message)]
+        images[channels] = [event.pixels[0, 0] for event in events if isinstance(event, Image)]
+        (lane, _), *_ = session._lanes.values()
+        assert isinstance(lane, CartesianLane)
+        assert lane.coils == (12 if channels == "0" else 8)
+    for whole, fewer in zip(*images.values(), strict=True):
+        assert np.linalg.norm(whole - fewer) < 0.05 * np.linalg.norm(whole)
