@@ -40,6 +40,8 @@ ENVIRONMENT = {
 }
 """Read when a process starts: idle threads sleep instead of spinning."""
 START_SECONDS = 120.0
+SIGNAL_SECONDS = 0.1
+"""How soon a signal is noticed."""
 RESTART_SECONDS = 1.0
 """Between the end of a worker that had hardly started and its successor, so that a defect does not keep a core busy."""
 YOUNG_SECONDS = 30.0
@@ -143,10 +145,12 @@ class Server:
 
     def wait(self) -> None:
         """Serve until SIGINT or SIGTERM."""
-        stopped = threading.Event()
+        # a list, since a second signal may interrupt the handler of the first, where a lock would wait for itself
+        received: list[int] = []
         for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, lambda *_: stopped.set())
-        stopped.wait()
+            signal.signal(number, lambda caught, _frame: received.append(caught))
+        while not received:
+            time.sleep(SIGNAL_SECONDS)
 
     def __enter__(self) -> Server:
         self.start()

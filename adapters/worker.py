@@ -41,7 +41,7 @@ CREDIT = 8 << 20
 """Bytes that a session may have under way."""
 POLL_SECONDS = 0.2
 """How long a worker may take to notice that it should end."""
-AHEAD_NS = 2_000_000
+AHEAD_NS = 700_000
 """Readouts that come faster than this leave no time to work ahead."""
 NOISE_KEPT = 256
 """Noise measurements kept for later scans; the oldest go first."""
@@ -77,7 +77,7 @@ class _Runner(threading.Thread):
 
     def idle(self) -> bool:
         """Whether there is time to work ahead: nothing waits, and readouts come far enough apart."""
-        return self._gap > max(AHEAD_NS, 2 * self._busy) and self.inbox.empty()
+        return self._gap > max(AHEAD_NS, self._busy * 5 // 4) and self.inbox.empty()
 
     def _step(self, envelope: Envelope, payload: list[memoryview]) -> bool:
         if isinstance(envelope, Data):
@@ -142,11 +142,11 @@ class Worker:
         )
         self._runners: dict[str, _Runner] = {}
         self._lock = threading.Lock()
-        self._stopping = threading.Event()
+        self._stopping = False
 
     def run(self, parent: int | None = None) -> None:
         """Take sessions; with `parent`, end when that process is no longer ours."""
-        while not self._stopping.is_set() and (parent is None or os.getppid() == parent):
+        while not self._stopping and (parent is None or os.getppid() == parent):
             for envelope, payload in self.port.poll(POLL_SECONDS):
                 self._dispatch(envelope, payload)
         self.port.close()
@@ -154,7 +154,7 @@ class Worker:
 
     def stop(self) -> None:
         """End `run` soon."""
-        self._stopping.set()
+        self._stopping = True
 
     def forget(self, session: str) -> None:
         """Drop a session that is over, and the noise measurements beyond those that are kept."""

@@ -117,6 +117,8 @@ def run(arguments: argparse.Namespace, folder: Path) -> dict[str, object]:
             for name, frames, pace, repetitions, config in CASES:
                 scan = generate(folder, coils, frames)
                 for who, (port, plain) in servers.items():
+                    if who != "scanside" and coils not in arguments.peer_coils:
+                        continue
                     used = plain if config == "image" else config
                     count = max(2, round(repetitions * arguments.effort))
                     figures = measure(arguments.tools, scan, port, used, pace, count)
@@ -160,6 +162,7 @@ def main() -> None:
     parser.add_argument("--peer", type=Path, help="checkout of python-ismrmrd-server")
     parser.add_argument("--peer-python", default=sys.executable, help="interpreter that has the peer's requirements")
     parser.add_argument("--coils", type=int, nargs="+", default=[8, 16, 32])
+    parser.add_argument("--peer-coils", type=int, nargs="+", default=[8], help="coils with which the peer runs too")
     parser.add_argument("--threads", type=int, default=0, help="threads of the worker; 0: all cores")
     parser.add_argument("--effort", type=float, default=1.0, help="scales the number of repetitions")
     parser.add_argument("--json", type=Path)
