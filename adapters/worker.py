@@ -41,7 +41,7 @@ CREDIT = 8 << 20
 """Bytes that a session may have under way."""
 POLL_SECONDS = 0.2
 """How long a worker may take to notice that it should end."""
-AHEAD_NS = 700_000
+AHEAD_NS = 2_000_000
 """Readouts that come faster than this leave no time to work ahead."""
 NOISE_KEPT = 256
 """Noise measurements kept for later scans; the oldest go first."""
@@ -77,7 +77,7 @@ class _Runner(threading.Thread):
 
     def idle(self) -> bool:
         """Whether there is time to work ahead: nothing waits, and readouts come far enough apart."""
-        return self._gap > max(AHEAD_NS, self._busy * 5 // 4) and self.inbox.empty()
+        return self._gap > max(AHEAD_NS, 2 * self._busy) and self.inbox.empty()
 
     def _step(self, envelope: Envelope, payload: list[memoryview]) -> bool:
         if isinstance(envelope, Data):

@@ -24,6 +24,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from report import Table, machine, update_document
+from scanside.adapters.logs import configure_logging
 from scanside.adapters.server import ServeOptions, Server
 
 CASES = (
@@ -107,6 +108,7 @@ def memory_over_frames(server: Server, tools: Path, folder: Path) -> list[float]
 def run(arguments: argparse.Namespace, folder: Path) -> dict[str, object]:
     """All cases for scanside and, with --peer, for the peer directly after each."""
     rows: list[dict[str, object]] = []
+    configure_logging("warning")
     options = ServeOptions(port=0, metrics_port=0, threads=arguments.threads)
     with Server(options) as server, contextlib.ExitStack() as stack:
         servers = {"scanside": (server.port, "default.xml")}
