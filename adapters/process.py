@@ -9,7 +9,7 @@ __all__ = ["SWITCH_SECONDS", "tune_process"]
 
 SWITCH_SECONDS = 0.0001
 """A thread that has something to send waits no longer than this for one that computes."""
-_TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX = -1, -2, -4
+_TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX, _ARENA_MAX = -1, -2, -4, -8
 """Parameters of glibc's mallopt (malloc.h)."""
 
 
@@ -23,6 +23,7 @@ def tune_process() -> bool:
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is None:
         return False
-    settings = ((_MMAP_MAX, 0), (_TRIM_THRESHOLD, 2**31 - 1), (_TOP_PAD, 64 << 20))
+    # one arena: with one per thread, each session's thread would keep memory that no other one can use
+    settings = ((_ARENA_MAX, 1), (_MMAP_MAX, 0), (_TRIM_THRESHOLD, 2**31 - 1), (_TOP_PAD, 64 << 20))
     accepted = [mallopt(name, value) for name, value in settings]
     return accepted == [1] * len(settings)
