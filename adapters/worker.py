@@ -74,6 +74,8 @@ class _Runner(threading.Thread):
             self._fail("engine", f"internal error: {type(error).__name__}: {error}")
         finally:
             self._worker.forget(self._session)
+            del self._scan, self._framer
+            gc.collect()  # a scan's buffers hang in a cycle, and the collector hardly ever runs by itself here
 
     def idle(self) -> bool:
         """Whether there is time to work ahead: nothing waits, and readouts come far enough apart."""
