@@ -14,7 +14,8 @@ __all__ = ["Table", "machine", "update_document"]
 
 HEAD = """# Benchmarks
 
-The tables were written by the scripts in `benchmarks/`, which run what they compare side by side on one machine. Where a figure was taken
+The tables were written by the scripts in `benchmarks/`, which run what they compare side by side on one machine.
+Where a figure was taken
 otherwise, its section says so.
 No GPU was at hand for any of them; everything about CUDA and TensorRT is unmeasured.
 """

@@ -147,7 +147,8 @@ def report(results: dict[str, object]) -> str:
         )
     memory = results["memory_mib"]
     return (
-        f"{table}\n\n256 x 256, 2x readout oversampling, root sum of squares of all coils on both sides; ours sends float32, the peer 16-bit integers. "
+        f"{table}\n\n256 x 256, 2x readout oversampling, root sum of squares of all coils on both sides; "
+        "ours sends float32, the peer 16-bit integers. "
         "Unpaced latency is that of a queue: the client sends faster than anyone reconstructs. "
         f"Load is the one-minute average before each case.\n\nResident memory of server and worker over 200 further frames: "
         f"{memory[0]:.0f} MiB before, {memory[-1]:.0f} MiB after (largest {max(memory):.0f}).\n"
