@@ -35,7 +35,9 @@ class Hankel(LinearOperator):
     def __init__(self, shape: Sequence[int], window: int) -> None:
         coils, height, width = shape
         if not 1 <= window <= min(height, width):
-            raise ValueError(f"window is {window}, it must lie between 1 and {min(height, width)} for k-space {tuple(shape)}")
+            raise ValueError(
+                f"window is {window}, it must lie between 1 and {min(height, width)} for k-space {tuple(shape)}"
+            )
         self._window, self._positions = window, (height - window + 1, width - window + 1)
         super().__init__(shape, (self._positions[0] * self._positions[1], coils * window**2))
 
@@ -72,7 +74,8 @@ def leading_subspace(gram: Tensor, rank: int) -> Tensor:
     size = gram.shape[-1]
     if not 1 <= rank <= size:
         raise ValueError(f"rank is {rank}, it must lie between 1 and the size {size} of the window over all coils")
-    return torch.linalg.eigh(gram.to(torch.complex128))[1][..., size - rank :]
+    vectors: Tensor = torch.linalg.eigh(gram.to(torch.complex128))[1]
+    return vectors[..., size - rank :]
 
 
 def correlation_gram(images: Tensor, window: int) -> Tensor:

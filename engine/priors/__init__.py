@@ -1,0 +1,1 @@
+"""Learned priors: networks, views of a denoiser, training, and the weights that ship with the package."""

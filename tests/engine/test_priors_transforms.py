@@ -1,0 +1,160 @@
+"""Domains of priors: ways there, ways back, adjoints, against explicit float64 mathematics."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import pywt
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from scanside.engine.operators import adjoint_mismatch
+from scanside.engine.priors.transforms import (
+    ANALYSES,
+    Kspace,
+    Transform,
+    TransformConfig,
+    UndecimatedHaar,
+    haar_merge,
+    haar_split,
+    kspace_weights,
+    window_mask,
+)
+
+shapes = st.tuples(st.integers(2, 13), st.integers(2, 13))
+configs = st.builds(
+    TransformConfig,
+    kind=st.sampled_from(sorted(ANALYSES)),
+    copies=st.integers(1, 3),
+    split=st.booleans(),
+    weight_scale=st.floats(0.02, 2),
+    weight_power=st.sampled_from([0.0, 0.5, 0.6]),
+    window=st.integers(0, 6),
+    window_shape=st.sampled_from(["square", "disc"]),
+)
+
+
+def random(*shape, seed=0):
+    return torch.randn(*shape, dtype=torch.complex128, generator=torch.Generator().manual_seed(seed))
+
+
+def centered_dft(size):
+    index = torch.arange(size, dtype=torch.float64) - size // 2
+    return torch.exp(-2j * torch.pi * torch.outer(index, index) / size)
+
+
+@given(config=configs, shape=shapes, batch=st.sampled_from([(), (3,), (2, 1, 2)]))
+def test_there_and_back(config, shape, batch):
+    transform, image = Transform(config, shape), random(*batch, *shape)
+    channels = transform.forward(image)
+    assert channels.shape[1] == transform.channels
+    assert not channels.is_complex()
+    back = transform.inverse(channels, image)
+    assert back.shape == image.shape
+    assert float((back - image).abs().max()) < 1e-9
+
+
+@given(config=configs, shape=shapes)
+def test_adjoint(config, shape):
+    analysis = Transform(config, shape).analysis
+    assert adjoint_mismatch(analysis, dtype=torch.complex128, batch=(2,)) < 1e-12
+
+
+@given(shape=shapes, window=st.integers(1, 6))
+def test_what_is_not_seen_comes_from_before(shape, window):
+    """An image that differs inside the window only has the same channels; the way back keeps its own window."""
+    config = TransformConfig(kind="kspace", window=window, weight_power=0.5)
+    transform, image = Transform(config, shape), random(*shape)
+    unseen = Kspace(shape, config).weights == 0
+    spectrum = random(*shape, seed=1) * unseen
+    other = image + centered_dft(shape[0]).conj() @ spectrum @ centered_dft(shape[1]).conj() / (shape[0] * shape[1])
+    channels = transform.forward(image)
+    assert float((channels - transform.forward(other)).abs().max()) < 1e-9
+    assert float((transform.inverse(channels, other) - other).abs().max()) < 1e-9
+    assert float((transform.inverse(channels, image) - image).abs().max()) < 1e-9
+
+
+@given(shape=shapes)
+def test_weighted_kspace_is_the_weight_times_the_plain_transform(shape):
+    image, config = random(*shape), TransformConfig(kind="kspace", weight_scale=0.3, weight_power=0.6)
+    kspace = centered_dft(shape[0]) @ image @ centered_dft(shape[1])
+    expected = kspace_weights(shape, 0.3, 0.6) * kspace
+    assert float((Kspace(shape, config)(image)[0] - expected).abs().max()) < 1e-9 * float(expected.abs().max() + 1)
+
+
+def test_the_weight_is_the_published_formula():
+    weights = kspace_weights((256, 128), 0.022, 0.5)
+    assert weights[128, 64] == 0
+    assert float(weights[0, 64]) == pytest.approx(0.022 * 0.5)
+    assert float(weights[128, 65]) == pytest.approx(0.022 / 128)
+    assert float(kspace_weights((256, 128), 0.08, 0.6)[129, 65]) == pytest.approx(
+        (0.08**2 * (1 / 256**2 + 1 / 128**2)) ** 0.6
+    )
+
+
+def test_the_scale_of_the_weight_is_a_factor():
+    assert torch.allclose(kspace_weights((16, 12), 0.2, 0.5), kspace_weights((16, 12), 0.05, 0.5) * 4)
+
+
+def test_the_window_of_51_points_is_the_published_one():
+    mask = window_mask((256, 256), 51)
+    rows = mask.any(1).nonzero().flatten()
+    assert (int(rows[0]), int(rows[-1]), int(mask.sum())) == (103, 153, 51 * 51)
+
+
+def test_a_disc_has_its_area_and_lies_in_its_square():
+    disc = window_mask((64, 64), 40, "disc")
+    assert int(disc.sum()) == pytest.approx(np.pi * 20**2, rel=0.02)
+    assert not bool((disc & ~window_mask((64, 64), 41)).any())
+
+
+@given(shape=shapes)
+def test_undecimated_haar_by_its_definition(shape):
+    """Full convolution of the reflected image with the published filters."""
+    image = random(*shape)
+    low, high = np.array([1, 1]) / np.sqrt(2), np.array([-1, 1]) / np.sqrt(2)
+    padded = np.pad(image.numpy(), 1, mode="symmetric")
+    bands = []
+    for along_y in (low, high):
+        for along_x in (low, high):
+            rows = np.apply_along_axis(np.convolve, 0, padded, along_y, mode="valid")
+            bands.append(np.apply_along_axis(np.convolve, 1, rows, along_x, mode="valid"))
+    np.testing.assert_allclose(UndecimatedHaar(shape)(image).numpy(), np.stack(bands), atol=1e-12)
+
+
+@given(shape=shapes)
+def test_undecimated_haar_has_four_times_the_energy(shape):
+    image = torch.nn.functional.pad(random(*shape), (1, 1, 1, 1))
+    energy = float(UndecimatedHaar(image.shape)(image).abs().square().sum())
+    assert energy == pytest.approx(4 * float(image.abs().square().sum()))
+
+
+@given(height=st.integers(1, 6), width=st.integers(1, 6))
+def test_haar_bands_are_those_of_pywavelets(height, width):
+    plane = random(2 * height, 2 * width)
+    low, (along_y, along_x, both) = pywt.dwt2(plane.numpy(), "haar")
+    np.testing.assert_allclose(haar_split(plane).numpy(), np.stack([low, along_x, along_y, both]), atol=1e-12)
+
+
+@given(shape=shapes)
+def test_haar_bands_keep_the_energy(shape):
+    plane = random(*shape)
+    bands = haar_split(plane)
+    assert float(bands.norm()) == pytest.approx(float(plane.norm()))
+    assert float((haar_merge(bands, shape) - plane).abs().max()) < 1e-12
+
+
+def test_the_mean_of_the_copies_comes_back():
+    transform, image = Transform(TransformConfig(copies=3), (4, 5)), random(4, 5)
+    channels = transform.forward(image)
+    assert channels.shape == (1, 6, 4, 5)
+    channels[:, :2] += 3.0
+    assert torch.allclose(transform.inverse(channels, image), image + 1 + 1j)
+
+
+def test_real_and_imaginary_part_as_batch():
+    transform, image = Transform(TransformConfig(copies=3, split=True), (4, 5)), random(2, 4, 5)
+    channels = transform.forward(image)
+    assert channels.shape == (4, 3, 4, 5)
+    assert torch.equal(channels[:2, 0], image.real)
+    assert torch.equal(channels[2:, 2], image.imag)
