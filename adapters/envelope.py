@@ -25,6 +25,8 @@ __all__ = [
     "TEXT_LENGTH",
     "VERSION",
     "Adapter",
+    "Adjust",
+    "Adjusted",
     "Credit",
     "Data",
     "Direction",
@@ -33,6 +35,7 @@ __all__ = [
     "Failed",
     "Hello",
     "Level",
+    "Nack",
     "Note",
     "Open",
     "Opened",
@@ -48,7 +51,9 @@ __all__ = [
     "encode",
     "new_session",
     "numbered",
+    "pack_map",
     "shorten",
+    "unpack_map",
 ]
 
 VERSION: Final = 1
@@ -197,6 +202,25 @@ class Refused(Envelope, frozen=True, kw_only=True):
     text: Text
 
 
+class Nack(Envelope, frozen=True, kw_only=True):
+    """Worker to producer: photoacoustic frames that are missing and may be sent again."""
+
+    first: Natural
+    last: Natural
+
+
+class Adjust(Envelope, frozen=True, kw_only=True):
+    """Anyone to the worker of a session, or of all photoacoustic ones: reconstruct differently from now on. Not counted."""
+
+    parameters: dict[Annotated[str, msgspec.Meta(max_length=256)], Text | int | float | bool]
+
+
+class Adjusted(Envelope, frozen=True, kw_only=True):
+    """Broker to the sender of `adjust`: to how many sessions it was passed on."""
+
+    sessions: Natural
+
+
 class Ping(Envelope, frozen=True, kw_only=True):
     """Broker to everyone that has a session or is a worker: are you there?"""
 
@@ -207,9 +231,10 @@ class Pong(Envelope, frozen=True, kw_only=True):
 
 _KINDS: dict[object, type[Envelope]] = {
     kind.__name__.lower(): kind
-    for kind in (Hello, Open, Opened, Data, Credit, Result, Stats, Note, End, Failed, Refused, Ping, Pong)
-}
-_OF_THE_LINK = (Hello, Ping, Pong)
+    for kind in (Hello, Open, Opened, Data, Credit, Result, Stats, Note, Nack, End, Failed, Refused)
+} | {kind.__name__.lower(): kind for kind in (Adjust, Adjusted, Ping, Pong)}
+_OF_THE_LINK = (Hello, Ping, Pong, Adjusted)
+_OF_EITHER = (Failed, Adjust)
 _WITH_PAYLOAD = (Data, Result)
 
 EnvelopeT = TypeVar("EnvelopeT", bound=Envelope)
@@ -237,7 +262,12 @@ def numbered(envelope: EnvelopeT, seq: int) -> EnvelopeT:
 
 def encode(envelope: Envelope) -> bytes:
     """The msgpack map of an envelope, `kind` first, then the fields in the order of the struct."""
-    packed: bytes = msgpack.packb(msgspec.to_builtins(envelope))  # type: ignore[no-untyped-call]
+    return pack_map(msgspec.to_builtins(envelope))
+
+
+def pack_map(fields: dict[str, Any]) -> bytes:
+    """A msgpack map."""
+    packed: bytes = msgpack.packb(fields)  # type: ignore[no-untyped-call]
     return packed
 
 
@@ -245,10 +275,12 @@ def _no_extension(code: int, data: bytes) -> NoReturn:
     raise ValueError(f"extension type {code} ({len(data)} bytes) is not allowed")
 
 
-def _unpack(data: bytes | memoryview, limits: Limits) -> dict[str, Any]:
+def unpack_map(data: bytes | memoryview, *, what: str, bin_bytes: int = 0) -> dict[str, Any]:
+    """Unpack a msgpack map with string keys, without extension types, with every length bounded by that of `data`.
+
+    `what` names it in errors; `bin_bytes`: longest binary value. Raises PeerError for anything else.
+    """
     size = len(data)
-    if size > limits.envelope_bytes:
-        raise PeerError(f"envelope of {size} bytes, the limit is {limits.envelope_bytes} (limits.envelope_bytes)")
     try:
         fields = msgpack.unpackb(  # type: ignore[attr-defined, no-untyped-call]
             data,
@@ -256,18 +288,23 @@ def _unpack(data: bytes | memoryview, limits: Limits) -> dict[str, Any]:
             strict_map_key=True,
             ext_hook=_no_extension,
             max_str_len=size,
-            max_bin_len=0,
+            max_bin_len=bin_bytes,
             max_array_len=1024,
             max_map_len=1024,
             max_ext_len=0,
         )
     except ValueError as error:  # the base of all errors of msgpack; some of them have no text
-        raise PeerError(
-            f"envelope is not the msgpack that it should be: {str(error) or type(error).__name__}"
-        ) from None
+        raise PeerError(f"{what} is not the msgpack that it should be: {str(error) or type(error).__name__}") from None
     if not isinstance(fields, dict):
-        raise PeerError(f"envelope is a {type(fields).__name__}, not a map")
+        raise PeerError(f"{what} is a {type(fields).__name__}, not a map")
     return fields
+
+
+def _unpack(data: bytes | memoryview, limits: Limits) -> dict[str, Any]:
+    size = len(data)
+    if size > limits.envelope_bytes:
+        raise PeerError(f"envelope of {size} bytes, the limit is {limits.envelope_bytes} (limits.envelope_bytes)")
+    return unpack_map(data, what="envelope")
 
 
 def decode(data: bytes | memoryview, limits: Limits = DEFAULT_LIMITS) -> Envelope:
@@ -287,7 +324,7 @@ def decode(data: bytes | memoryview, limits: Limits = DEFAULT_LIMITS) -> Envelop
         raise PeerError(f"envelope: {error}") from None
     if envelope.seq < 0 or envelope.sent < 0:
         raise PeerError("envelope: `seq` and `sent` are required")
-    if isinstance(envelope, _OF_THE_LINK) != (envelope.session == LINK) and not isinstance(envelope, Failed):
+    if isinstance(envelope, _OF_THE_LINK) != (envelope.session == LINK) and not isinstance(envelope, _OF_EITHER):
         raise PeerError(f"envelope: session {envelope.session} does not go with {type(envelope).__name__.lower()}")
     return envelope
 

@@ -19,6 +19,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 
 import msgspec
 
+from .config_photoacoustic import PhotoacousticConfig
 from .errors import ConfigError
 from .limits import Limits
 
@@ -26,6 +27,7 @@ __all__ = [
     "CoilMapConfig",
     "ConfigStore",
     "OutputConfig",
+    "PhotoacousticConfig",
     "PreparationConfig",
     "ReconstructionConfig",
     "SystemConfig",
@@ -118,11 +120,14 @@ class SystemConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     description: str = ""
     aliases: tuple[str, ...] = ()
     """Other names that a scanner may ask for."""
+    kind: Literal["mri", "pat"] = "mri"
+    """What data it is for: MRI readouts or photoacoustic shots."""
     preparation: PreparationConfig = PreparationConfig()
     coil_maps: CoilMapConfig = CoilMapConfig()
     reconstruction: ReconstructionConfig = ReconstructionConfig()
     trigger: TriggerConfig = TriggerConfig()
     output: OutputConfig = OutputConfig()
+    photoacoustic: PhotoacousticConfig = PhotoacousticConfig()
     limits: Limits = Limits()
 
 
@@ -231,7 +236,7 @@ def with_overrides(config: SystemConfig, overrides: Mapping[str, Value], *, sour
     leaves = _leaves(SystemConfig)
     values: dict[str, Any] = msgspec.to_builtins(config)
     for path, value in overrides.items():
-        if path not in leaves or path in ("name", "aliases", "description"):
+        if path not in leaves or path in ("name", "aliases", "description", "kind"):
             raise ConfigError(f"{source}: unknown key {path}; {_suggest(path, leaves)}")
         *tables, key = path.split(".")
         table = values
@@ -291,7 +296,7 @@ class ConfigStore:
     def __init__(self, folders: Iterable[Path] = ()) -> None:
         self._texts: dict[str, tuple[str, str]] = {}
         self._layers: dict[str, int] = {}
-        for domain in ("mri",):
+        for domain in ("mri", "pat"):
             for item in resources.files("scanside.configs").joinpath(domain).iterdir():
                 if item.name.endswith(".toml"):
                     self._add(f"{domain}/{item.name[:-5]}", item, item.name, 0)

@@ -49,6 +49,8 @@ class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     """Sessions at the same time; more are answered "busy"."""
     envelope_bytes: Positive = 64 * 1024
     """Envelope of a bus message."""
+    photoacoustic_header_bytes: Positive = 4 * MIB
+    """Header of a photoacoustic stream."""
     bus_frame_bytes: Positive = 64 * MIB
     """One frame of a bus message."""
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
 import msgspec
 import numpy as np
@@ -12,16 +13,23 @@ from .headers import ImageType
 
 __all__ = [
     "AcquisitionBatch",
+    "Adjustment",
     "EncodingLimit",
     "EncodingSpace",
     "EndOfScan",
+    "EndOfStream",
     "Event",
     "FrameKey",
     "FrameStats",
     "Image",
     "Message",
+    "MissingFrames",
     "Note",
     "Parameters",
+    "PhotoacousticEvent",
+    "PhotoacousticFrame",
+    "PhotoacousticHeader",
+    "PhotoacousticMessage",
     "ScanHeader",
     "WaveformRecord",
 ]
@@ -117,6 +125,87 @@ class EndOfScan(msgspec.Struct, frozen=True):
     complete: bool = True
 
 
+class PhotoacousticHeader(msgspec.Struct, frozen=True, kw_only=True, eq=False):
+    """Header of a photoacoustic stream, checked against the limits.
+
+    positions_m: float64 (elements, 3). orientations: unit vectors (elements, 3), or None: towards the center. element_gain:
+    (elements,) or None. details: everything as it came, by the names of IPASC, for recordings.
+    """
+
+    stream: str
+    """32 hexadecimal digits."""
+    elements: int
+    samples: int
+    """Per element."""
+    data_type: Literal["int16", "uint16"] = "int16"
+    positions_m: np.ndarray
+    orientations: np.ndarray | None = None
+    sampling_rate_hz: float
+    wavelengths_m: tuple[float, ...]
+    speed_of_sound: float | None = None
+    """In m/s; None where the sender does not know."""
+    averages: int = 1
+    """Shots to be averaged for one image."""
+    element_gain: np.ndarray | None = None
+    t0_samples: float = 0.0
+    """Sample number at which the laser fired."""
+    adc_offset: float = 0.0
+    """Reading of an element at rest."""
+    dead: tuple[int, ...] = ()
+    pixels: tuple[int, int] | None = None
+    """Wish for the image: along x1, along x2."""
+    field_of_view_m: tuple[float, float, float, float] | None = None
+    """Wish: start and end along x1, start and end along x2."""
+    details: Mapping[str, Any] = {}
+
+
+class PhotoacousticFrame(msgspec.Struct, frozen=True, kw_only=True, eq=False):
+    """One frame: all elements of a laser shot, or consecutive ones of them.
+
+    samples: (elements of this frame, samples), int16 or uint16, view on the received bytes.
+    """
+
+    seq: int
+    """Counts the frames of a stream."""
+    shot: int
+    samples: np.ndarray
+    first_element: int = 0
+    wavelength: int = 0
+    """Index into the header's wavelengths."""
+    timestamp_s: float = 0.0
+    """Clock of the device."""
+    pulse_energy_joule: float | None = None
+    temperature_kelvin: float | None = None
+    pose: tuple[float, ...] | None = None
+    """3 rows of 4: where the device was."""
+    flags: int = 0
+    """1: the device has lost data before this frame; 2: samples are clipped; 4: trigger error."""
+    intact: bool = True
+    """False where the checksum does not fit."""
+    received: float = msgspec.field(default_factory=time.monotonic)
+    """Monotonic time in s at which the last byte was read from the socket."""
+
+
+class EndOfStream(msgspec.Struct, frozen=True):
+    """The sender's own count: number of its last frame, -1 without any, and how many it sent."""
+
+    last: int
+    frames: int
+
+
+class Adjustment(msgspec.Struct, frozen=True):
+    """Values by name that a running session shall use from now on."""
+
+    values: dict[str, str | int | float | bool]
+
+
+class MissingFrames(msgspec.Struct, frozen=True):
+    """Frames of a photoacoustic stream, first and last included, that did not arrive intact."""
+
+    first: int
+    last: int
+
+
 class Image(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     """An image with its geometry and how it was made.
 
@@ -184,3 +273,5 @@ class Note(msgspec.Struct, frozen=True):
 
 Message = ScanHeader | AcquisitionBatch | WaveformRecord | Parameters | Image | EndOfScan
 Event = Image | FrameStats | Note | AcquisitionBatch | WaveformRecord
+PhotoacousticMessage = PhotoacousticHeader | PhotoacousticFrame | EndOfStream | Adjustment | EndOfScan
+PhotoacousticEvent = Image | FrameStats | Note | MissingFrames

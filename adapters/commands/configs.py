@@ -13,7 +13,7 @@ from .output import console, table
 
 __all__ = ["check_config", "list_configs", "show_config"]
 
-_META = ("name", "description", "aliases")
+_META = ("name", "description", "aliases", "kind")
 
 
 def list_configs(folders: Sequence[Path]) -> None:
@@ -52,7 +52,11 @@ def show_config(name: str, folders: Sequence[Path], overrides: Mapping[str, Valu
 def check_config(path: Path) -> None:
     """Print that a file is a valid configuration. Raises ConfigError that says why not, OSError when it cannot be read."""
     config = read_config(path.read_text("utf-8"), name=f"{path.parent.name}/{path.stem}", source=str(path))
-    console().file.write(f"{path}: OK, {config.reconstruction.method}{_said(config)}\n")
+    console().file.write(f"{path}: OK, {_method(config)}{_said(config)}\n")
+
+
+def _method(config: SystemConfig) -> str:
+    return config.photoacoustic.beamformer if config.kind == "pat" else config.reconstruction.method
 
 
 def _said(config: SystemConfig) -> str:
