@@ -89,6 +89,7 @@ def _packages() -> Iterator[Finding]:
         "matplotlib": lambda: import_module("matplotlib.figure"),
         "prometheus-client": lambda: import_module("prometheus_client"),
         "defusedxml": lambda: import_module("defusedxml.ElementTree"),
+        "platformdirs": lambda: import_module("platformdirs"),
         "structlog": lambda: import_module("structlog"),
         "typer": lambda: import_module("typer"),
         "rich": lambda: import_module("rich"),
@@ -135,13 +136,30 @@ def _processor() -> Iterator[Finding]:
 
 
 def _kernels() -> Finding:
-    """Compiled kernels are shared libraries that lie in the package."""
-    from importlib import resources
+    from scanside.kernels import native
 
-    libraries = [item.name for item in resources.files("scanside.kernels").iterdir() if item.name.endswith(".so")]
-    if libraries:
-        return Finding("compiled kernels", "ok", ", ".join(sorted(libraries)))
-    return Finding("compiled kernels", "note", "none in this installation; torch does their work")
+    remedy = "install a C++ compiler (apt install g++), then install scanside again"
+    try:
+        library = native.library()
+    except (ImportError, OSError, ValueError) as error:
+        return Finding("compiled kernels", "broken", str(error), f"unset {native.VARIABLE}")
+    if library is None and os.environ.get(native.VARIABLE) == "torch":
+        return Finding("compiled kernels", "note", f"off, {native.VARIABLE} is torch", f"unset {native.VARIABLE}")
+    if library is None:
+        return Finding("compiled kernels", "note", "none in this installation; torch does their work", remedy)
+    threads = f"{native.threads()} threads" if library.parallel else "1 thread, built without OpenMP"
+    return Finding(
+        "compiled kernels", "ok", f"{library.level}, {library.lanes} lanes, interface {native.ABI}, {threads}"
+    )
+
+
+def _device_kernels() -> Finding:
+    from scanside.kernels import device
+
+    if not device.installed():
+        return _optional("CUDA kernels", "cuda", there=False)
+    kept = len(list(device.cache_folder().glob("*.cubin")))
+    return Finding("CUDA kernels", "ok", f"NVRTC {device.nvrtc_version()}, {kept} compiled in {device.cache_folder()}")
 
 
 def _accelerators() -> Iterator[Finding]:
@@ -157,6 +175,7 @@ def _accelerators() -> Iterator[Finding]:
         yield Finding(
             "CUDA", "note", f"torch has CUDA {torch.version.cuda}, but no device answers", "check `nvidia-smi`"
         )
+    yield _device_kernels()
     yield _optional("TensorRT", "tensorrt", importlib.util.find_spec("tensorrt") is not None)
     yield _optional("OpenVINO", "openvino", importlib.util.find_spec("openvino") is not None)
 

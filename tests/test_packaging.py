@@ -20,7 +20,7 @@ from scanside.engine.config import ConfigStore
 REPOSITORY = Path(__file__).resolve().parent.parent
 INSTALLED = ("adapters", "configs", "engine", "kernels")
 FIXED = {*INSTALLED, "tests", "benchmarks", "docs", ".ci"}
-BUILD_LEFTOVERS = shutil.ignore_patterns("__pycache__", "*.pyc", "build", "dist", "*.egg-info", ".*")
+BUILD_LEFTOVERS = shutil.ignore_patterns("__pycache__", "*.pyc", "*.so", "build", "dist", "*.egg-info", ".*")
 
 
 @pytest.fixture(scope="module")
@@ -55,12 +55,18 @@ def test_every_folder_with_code_has_an_init() -> None:
 
 def test_every_data_file_is_covered_by_package_data(project: dict[str, Any]) -> None:
     patterns = project["tool"]["setuptools"]["package-data"]
-    lost = [
-        str(path)
-        for path in shipped()
-        if path.suffix != ".py" and not any(path.match(pattern) for pattern in patterns.get(package_of(path), ()))
-    ]
+    lost = [str(path) for path in shipped() if path.suffix != ".py" and not covered(path, patterns)]
     assert lost == []
+
+
+def covered(path: Path, patterns: dict[str, list[str]]) -> bool:
+    """Whether a package that the file lies in, at any depth, names it."""
+    for folder in path.parents[:-1]:
+        inside = path.relative_to(folder)
+        named = patterns.get(".".join(("scanside", *folder.parts)), ())
+        if any(inside.match(pattern) and len(inside.parts) == pattern.count("/") + 1 for pattern in named):
+            return True
+    return False
 
 
 def test_every_installed_folder_says_that_it_is_typed() -> None:
@@ -153,10 +159,18 @@ def wheel_metadata(wheel: zipfile.Path) -> Message:
 
 
 def test_the_wheel_holds_the_package_and_nothing_else(wheel: zipfile.Path) -> None:
-    code = {name for name in members(wheel) if ".dist-info/" not in name}
+    code = {name for name in members(wheel) if ".dist-info/" not in name and not name.endswith(".so")}
     needed = {f"scanside/{path.as_posix()}" for path in shipped()}
     assert {"lacks": needed - code, "has too much": code - needed} == {"lacks": set(), "has too much": set()}
     assert any(name.startswith("scanside/configs/mri/") and name.endswith(".toml") for name in code)
+
+
+def test_the_wheel_holds_the_compiled_kernels_where_there_is_a_compiler(wheel: zipfile.Path) -> None:
+    libraries = {name for name in members(wheel) if name.endswith(".so")}
+    if shutil.which("g++") is None:
+        pytest.skip("g++ is not installed")
+    assert "scanside/kernels/_native_base.so" in libraries
+    assert {name.rpartition("_native_")[0] for name in libraries} == {"scanside/kernels/"}
 
 
 def test_scanside_is_a_name_space_that_others_may_share(wheel: zipfile.Path) -> None:

@@ -1,0 +1,65 @@
+"""Builds the compiled kernels, one library per instruction set. They are optional: without a compiler the rest installs."""
+
+from __future__ import annotations
+
+import platform
+import sys
+from pathlib import Path
+
+from setuptools import Extension, setup
+from setuptools.command.bdist_wheel import bdist_wheel
+from setuptools.command.build_ext import build_ext
+from setuptools.errors import CompileError
+
+FLAGS = ["-O3", "-std=c++20", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math", "-fno-exceptions"]
+FLAGS += ["-fno-rtti", "-fvisibility=hidden", "-Wall", "-Wextra", "-Werror=return-type"]
+LEVELS = {"base": [], "avx2": ["-march=x86-64-v3"], "avx512": ["-march=x86-64-v4", "-mprefer-vector-width=512"]}
+"""Every library holds all kernels; kernels/native.py loads the best one that the processor runs."""
+
+
+def libraries() -> list[Extension]:
+    """One extension per instruction set of this kind of machine."""
+    levels = LEVELS if platform.machine().lower() in ("x86_64", "amd64") else {"base": LEVELS["base"]}
+    sources = sorted(path.as_posix() for path in Path("kernels/cpu").glob("*.cpp"))
+    headers = sorted(path.as_posix() for path in Path("kernels").glob("*/*.h"))
+    return [
+        Extension(
+            f"scanside.kernels._native_{level}",
+            sources,
+            include_dirs=["kernels/include"],
+            depends=headers,
+            extra_compile_args=[*FLAGS, *flags, f'-DSCS_LEVEL="{level}"'],
+            language="c++",
+            optional=True,
+        )
+        for level, flags in levels.items()
+    ]
+
+
+class BuildLibraries(build_ext):
+    """Plain shared libraries, not Python modules: no ABI tag in the name; without OpenMP where the compiler has none."""
+
+    def get_ext_filename(self, fullname: str) -> str:
+        """Path of the library below the build folder."""
+        return fullname.replace(".", "/") + (".dll" if sys.platform == "win32" else ".so")
+
+    def build_extension(self, ext: Extension) -> None:
+        """Compile and link, with OpenMP if possible."""
+        plain = list(ext.extra_compile_args)
+        try:
+            ext.extra_compile_args, ext.extra_link_args = [*plain, "-fopenmp"], ["-fopenmp"]
+            super().build_extension(ext)
+        except CompileError:
+            ext.extra_compile_args, ext.extra_link_args = plain, []
+            super().build_extension(ext)
+
+
+class AnyPythonWheel(bdist_wheel):
+    """The libraries know nothing of Python, so one wheel serves every version of it."""
+
+    def get_tag(self) -> tuple[str, str, str]:
+        """py3-none-platform."""
+        return "py3", "none", super().get_tag()[2]
+
+
+setup(ext_modules=libraries(), cmdclass={"build_ext": BuildLibraries, "bdist_wheel": AnyPythonWheel})
