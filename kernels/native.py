@@ -22,8 +22,20 @@ from typing import Any
 
 import torch
 
-__all__ = ["ABI", "ADDRESS", "FLOAT", "INTEGER", "LENGTH", "LEVELS", "VARIABLE", "Function", "Library", "available"]
-__all__ += ["library", "threads"]
+__all__ = [
+    "ABI",
+    "ADDRESS",
+    "FLOAT",
+    "INTEGER",
+    "LENGTH",
+    "LEVELS",
+    "VARIABLE",
+    "Function",
+    "Library",
+    "available",
+    "library",
+    "threads",
+]
 
 ABI = 1
 """Number of the interface that this package calls; the library has the same or is not used."""
