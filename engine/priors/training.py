@@ -1,0 +1,213 @@
+"""Training of a prior: denoising score matching with the weights of EDM, on random crops of complex images.
+
+Every step draws its batch from a generator seeded by (seed, step), so a run that was stopped and taken up again sees the same
+images, crops and noise as one that was not. The rate is constant after a short rise and falls to zero over the last part of the
+run, so a run can be told to end earlier at any time; the weights that count are the exponential moving average.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Literal
+
+import msgspec
+import torch
+from torch import Tensor
+
+from ..errors import ConfigError
+from .denoiser import Denoiser
+
+__all__ = ["Trainer", "TrainingConfig", "augmented", "validation_errors"]
+
+Positive = Annotated[float, msgspec.Meta(gt=0)]
+Fraction = Annotated[float, msgspec.Meta(ge=0, le=1)]
+
+
+class TrainingConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """How a prior is trained."""
+
+    steps: Annotated[int, msgspec.Meta(ge=1)] = 30000
+    batch: Annotated[int, msgspec.Meta(ge=1, le=4096)] = 16
+    crop: Annotated[int, msgspec.Meta(ge=8, le=2048)] = 96
+    """Pixels per side of the patches; whole images where they are smaller."""
+    learning_rate: Positive = 6e-4
+    rise: Annotated[int, msgspec.Meta(ge=1)] = 200
+    """Steps over which the rate rises to its value."""
+    decay: Fraction = 0.15
+    """Last part of the run, over which the rate falls to zero."""
+    average: Annotated[float, msgspec.Meta(ge=0, lt=1)] = 0.999
+    """Decay of the moving average of the weights."""
+    loss: Literal["edm", "plain"] = "edm"
+    """`edm`: squared error divided by its expected size at each noise level; `plain`: as denoising autoencoders."""
+    sigma: tuple[Positive, Positive] = (0.002, 1.0)
+    """Least and greatest noise level, for images of greatest magnitude 1."""
+    sigma_levels: tuple[Positive, ...] = ()
+    """Train on these levels only, instead of on all between the two, uniform in the logarithm."""
+    scale: tuple[Positive, Positive] = (0.4, 1.2)
+    """Images are multiplied by a random factor between these."""
+    phase: bool = True
+    """Turn the phase of complex images at random, with a random slope of up to a turn over 128 pixels."""
+    turn: bool = True
+    """Flip and turn images at random."""
+    precision: Literal["bfloat16", "float32"] = "bfloat16"
+    seed: int = 0
+
+
+def _generator(seed: int, step: int) -> torch.Generator:
+    return torch.Generator().manual_seed((seed * 1_000_003 + step) % (1 << 63))
+
+
+def _uniform(count: int, low: float, high: float, generator: torch.Generator) -> Tensor:
+    return low + (high - low) * torch.rand(count, generator=generator)
+
+
+def _patch(image: Tensor, size: int, generator: torch.Generator, *, turn: bool) -> Tensor:
+    """A random part of an image (C, H, W), flipped and turned."""
+    height, width = (min(size, n) for n in image.shape[-2:])
+    room = torch.tensor([image.shape[-2] - height + 1, image.shape[-1] - width + 1])
+    corner = (torch.rand(2, generator=generator) * room).long()
+    top, left = int(corner[0]), int(corner[1])
+    patch = image[:, top : top + height, left : left + width].float()
+    if turn:
+        quarter, flip = (int(n) for n in torch.randint(0, 4, (2,), generator=generator))
+        patch = torch.rot90(patch, quarter if height == width else 2 * (quarter % 2), (-2, -1))
+        patch = patch.flip(-1) if flip % 2 else patch
+    return patch
+
+
+def _phase(batch: Tensor, generator: torch.Generator) -> Tensor:
+    """Turn complex images (N, 2 m, H, W), as pairs of real and imaginary part, by random phases with a random slope."""
+    count, channels, height, width = batch.shape
+    start, down, right = (_uniform(count, -math.pi, math.pi, generator).reshape(-1, 1, 1) for _ in range(3))
+    rows, columns = torch.arange(height).reshape(1, -1, 1) / 128, torch.arange(width).reshape(1, 1, -1) / 128
+    angle = (start + down * rows + right * columns)[:, None]
+    pairs = batch.reshape(count, channels // 2, 2, height, width)
+    real, imaginary, c, s = pairs[:, :, 0], pairs[:, :, 1], angle.cos(), angle.sin()
+    return torch.stack([c * real - s * imaginary, s * real + c * imaginary], 2).reshape(batch.shape)
+
+
+def augmented(images: Tensor, config: TrainingConfig, generator: torch.Generator) -> Tensor:
+    """A batch (batch, C, crop, crop) float32 drawn from images (N, C, H, W): cropped, turned, rescaled, with random phase."""
+    chosen = torch.randint(0, len(images), (config.batch,), generator=generator)
+    batch = torch.stack([_patch(images[i], config.crop, generator, turn=config.turn) for i in chosen.tolist()])
+    if config.phase and batch.shape[1] % 2 == 0:
+        batch = _phase(batch, generator)
+    low, high = (math.log(s) for s in config.scale)
+    return batch * _uniform(config.batch, low, high, generator).exp().reshape(-1, 1, 1, 1)
+
+
+class Trainer:
+    """One network, its moving average and its optimizer, a step at a time.
+
+    `images`: (N, C, H, W), any float type, scaled to greatest magnitude 1. Raises `ConfigError` where they do not fit the
+    network.
+    """
+
+    def __init__(self, denoiser: Denoiser, images: Tensor, config: TrainingConfig) -> None:
+        self.denoiser, self.images, self.config = denoiser.to(memory_format=torch.channels_last), images, config
+        self._check()
+        self.optimizer = torch.optim.Adam(denoiser.parameters(), lr=config.learning_rate, betas=(0.9, 0.99))
+        self.average = {name: p.detach().clone() for name, p in denoiser.named_parameters()}
+        self.done = 0
+
+    def _check(self) -> None:
+        size, multiple = min(self.config.crop, *self.images.shape[-2:]), self.denoiser.multiple
+        if size % multiple:
+            raise ConfigError(f"training.crop = {size}: this network needs a multiple of {multiple}")
+        low, high = self.config.sigma
+        if low >= high:
+            raise ConfigError(f"training.sigma = [{low}, {high}]: the first must be less than the second")
+
+    def rate(self) -> float:
+        """Learning rate of the next step."""
+        c = self.config
+        falling = (c.steps - self.done) / max(1.0, c.decay * c.steps)
+        return c.learning_rate * max(0.0, min(1.0, (self.done + 1) / c.rise, falling))
+
+    def sigmas(self, generator: torch.Generator) -> Tensor:
+        """Noise levels of one batch, shape (batch,)."""
+        c = self.config
+        if c.sigma_levels:
+            chosen = torch.randint(0, len(c.sigma_levels), (c.batch,), generator=generator)
+            return torch.tensor(c.sigma_levels)[chosen]
+        return _uniform(c.batch, math.log(c.sigma[0]), math.log(c.sigma[1]), generator).exp()
+
+    def step(self) -> float:
+        """One batch; returns its loss, which is about 1 for a network that removes nothing."""
+        generator = _generator(self.config.seed, self.done)
+        clean, sigma = augmented(self.images, self.config, generator), self.sigmas(generator)
+        noise = torch.randn(clean.shape, generator=generator)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.rate()
+        self.optimizer.zero_grad()
+        loss = self._loss(clean, noise, sigma)
+        loss.backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(self.denoiser.parameters(), 1.0)
+        self.optimizer.step()
+        self._follow()
+        self.done += 1
+        return loss.item()
+
+    def _loss(self, clean: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:
+        s = sigma.reshape(-1, 1, 1, 1)
+        noisy = (clean + s * noise).to(memory_format=torch.channels_last)
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.config.precision == "bfloat16"):
+            found = self.denoiser(noisy, sigma)
+        error = (found.float() - clean).square().mean((1, 2, 3))
+        weight = 1 / sigma**2 + 1 / self.denoiser.sigma_data**2 if self.config.loss == "edm" else 1.0
+        return (weight * error).mean()
+
+    @torch.no_grad()
+    def _follow(self) -> None:
+        decay = min(self.config.average, (1 + self.done) / (10 + self.done))
+        for name, parameter in self.denoiser.named_parameters():
+            self.average[name].lerp_(parameter, 1 - decay)
+
+    def averaged(self) -> Denoiser:
+        """A copy of the denoiser with the averaged weights, ready for use."""
+        copy = Denoiser.of_size(
+            self.denoiser.network.config,  # type: ignore[arg-type]
+            precondition=self.denoiser.precondition,
+            sigma_data=self.denoiser.sigma_data,
+        )
+        copy.load_state_dict(self.average)
+        return copy.eval().requires_grad_(requires_grad=False)
+
+    def state(self) -> dict[str, Tensor]:
+        """Everything that `restore` needs to go on as if nothing had happened, as flat tensors."""
+        flat = {f"network.{n}": p.detach() for n, p in self.denoiser.named_parameters()}
+        flat |= {f"average.{n}": p for n, p in self.average.items()}
+        names = [n for n, _ in self.denoiser.named_parameters()]
+        for index, values in self.optimizer.state_dict()["state"].items():
+            flat |= {f"optimizer.{names[index]}.{key}": value for key, value in values.items()}
+        return {name: value.contiguous() for name, value in flat.items()} | {"done": torch.tensor(self.done)}
+
+    def restore(self, flat: dict[str, Tensor]) -> None:
+        """Go on from what `state` gave. Raises `ConfigError` where it is of another network."""
+        names = [n for n, _ in self.denoiser.named_parameters()]
+        try:
+            self.denoiser.load_state_dict({n: flat[f"network.{n}"] for n in names})
+            self.average = {n: flat[f"average.{n}"].clone() for n in names}
+            keys = ("step", "exp_avg", "exp_avg_sq")
+            moments = {i: {k: flat[f"optimizer.{n}.{k}"].clone() for k in keys} for i, n in enumerate(names)}
+            self.done = int(flat["done"])
+        except (KeyError, RuntimeError) as error:
+            raise ConfigError(f"the checkpoint is not of this network: {str(error)[:200]}") from None
+        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": moments})
+
+
+@torch.no_grad()
+def validation_errors(
+    denoiser: Denoiser, images: Tensor, sigmas: tuple[float, ...], *, seed: int = 0
+) -> dict[float, float]:
+    """Root mean square error of the denoiser divided by the noise level, on whole images (N, C, H, W), by noise level."""
+    errors = {}
+    for index, sigma in enumerate(sigmas):
+        noise = torch.randn(images.shape, generator=_generator(seed, index))
+        level = torch.full((1,), sigma)
+        squares = [
+            (denoiser((clean + sigma * n)[None], level) - clean).square().mean()
+            for clean, n in zip(images.float(), noise, strict=True)
+        ]
+        errors[sigma] = float(torch.stack(squares).mean().sqrt()) / sigma
+    return errors
