@@ -8,6 +8,7 @@ RefineNet or NCSN++.
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Annotated
 
 import msgspec
@@ -34,7 +35,7 @@ class NetworkConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     @property
     def multiple(self) -> int:
         """Both sides of an image are multiples of this."""
-        return self.shuffle * 2 ** (len(self.widths) - 1)
+        return self.shuffle << (len(self.widths) - 1)
 
 
 class _Block(nn.Module):
@@ -66,13 +67,9 @@ class UNet(nn.Module):
         widths, area = config.widths, config.shuffle**2
         self.head = nn.Conv2d((config.channels + 1) * area, widths[0], 3, padding=1, bias=False)
         self.down = nn.ModuleList(_blocks(w, config.blocks) for w in widths[:-1])
-        self.reduce = nn.ModuleList(
-            nn.Conv2d(a, b, 2, stride=2, bias=False) for a, b in zip(widths, widths[1:], strict=False)
-        )
+        self.reduce = nn.ModuleList(nn.Conv2d(a, b, 2, stride=2, bias=False) for a, b in pairwise(widths))
         self.body = _blocks(widths[-1], config.blocks)
-        self.expand = nn.ModuleList(
-            nn.ConvTranspose2d(b, a, 2, stride=2, bias=False) for a, b in zip(widths, widths[1:], strict=False)
-        )
+        self.expand = nn.ModuleList(nn.ConvTranspose2d(b, a, 2, stride=2, bias=False) for a, b in pairwise(widths))
         self.up = nn.ModuleList(_blocks(w, config.blocks) for w in widths[:-1])
         self.tail = nn.Conv2d(widths[0], config.channels * area, 3, padding=1, bias=False)
         self.unshuffle, self.shuffle = nn.PixelUnshuffle(config.shuffle), nn.PixelShuffle(config.shuffle)

@@ -104,7 +104,9 @@ class Trainer:
     """
 
     def __init__(self, denoiser: Denoiser, images: Tensor, config: TrainingConfig) -> None:
-        self.denoiser, self.images, self.config = denoiser.to(memory_format=torch.channels_last), images, config
+        self.denoiser, self.images, self.config = denoiser, images, config
+        for parameter in denoiser.parameters():
+            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
         self._check()
         self.optimizer = torch.optim.Adam(denoiser.parameters(), lr=config.learning_rate, betas=(0.9, 0.99))
         self.average = {name: p.detach().clone() for name, p in denoiser.named_parameters()}
@@ -154,8 +156,10 @@ class Trainer:
         with torch.autocast("cpu", torch.bfloat16, enabled=self.config.precision == "bfloat16"):
             found = self.denoiser(noisy, sigma)
         error = (found.float() - clean).square().mean((1, 2, 3))
-        weight = 1 / sigma**2 + 1 / self.denoiser.sigma_data**2 if self.config.loss == "edm" else 1.0
-        return (weight * error).mean()
+        if self.config.loss == "edm":
+            error = error * (1 / sigma**2 + 1 / self.denoiser.sigma_data**2)
+        mean: Tensor = error.mean()
+        return mean
 
     @torch.no_grad()
     def _follow(self) -> None:
