@@ -104,9 +104,9 @@ def _adjoint_differences(p: Tensor) -> Tensor:
 
 
 def _lengths(p: Tensor) -> Tensor:
-    if p.is_complex():
-        return torch.linalg.vector_norm(torch.view_as_real(p.resolve_conj()), dim=(0, -1))
-    return torch.linalg.vector_norm(p, dim=0)
+    parts = torch.view_as_real(p.resolve_conj()) if p.is_complex() else p[..., None]
+    lengths: Tensor = torch.linalg.vector_norm(parts, dim=(0, -1))
+    return lengths
 
 
 def _unit_ball(p: Tensor) -> Tensor:
