@@ -1,0 +1,102 @@
+/* Eight floats at a time, whatever the register holds: for work that looks numbers up, where loads and not arithmetic set the
+   pace. The bodies in kernels/include take `Eight` in the place of float. */
+#pragma once
+
+#include <cmath>
+
+#include "native.h"
+
+#if defined(__AVX2__)
+#include <immintrin.h>
+#endif
+
+/* Without AVX the compiler says how it would pass such vectors between libraries; here all of it is inlined. */
+#pragma GCC diagnostic ignored "-Wpsabi"
+
+namespace scs {
+
+constexpr int EIGHT = 8;
+typedef float Eight __attribute__((vector_size(32)));
+typedef float PackedEight __attribute__((vector_size(32), aligned(4), may_alias));
+typedef std::int32_t Whole __attribute__((vector_size(32)));
+
+SCS_HD Eight load8(const float* from) { return *reinterpret_cast<const PackedEight*>(from); }
+SCS_HD void store8(float* to, Eight value) { *reinterpret_cast<PackedEight*>(to) = value; }
+SCS_HD Eight eight(float value) { return Eight{} + value; }
+
+#if defined(__AVX2__)
+
+SCS_HD Eight multiply_add(Eight a, Eight b, Eight sum) { return _mm256_fmadd_ps(a, b, sum); }
+SCS_HD Eight square_root(Eight x) { return _mm256_sqrt_ps(x); }
+SCS_HD Eight least(Eight a, Eight b) { return _mm256_min_ps(a, b); }
+SCS_HD Eight most(Eight a, Eight b) { return _mm256_max_ps(a, b); }
+SCS_HD Whole truncated(Eight x) { return reinterpret_cast<Whole>(_mm256_cvttps_epi32(x)); }
+SCS_HD Eight number(Whole x) { return _mm256_cvtepi32_ps(reinterpret_cast<__m256i>(x)); }
+
+/* row[k] and row[k + 1] for eight k that are not negative: one load each, which beats two gathers. */
+SCS_HD void load_pairs(const float* row, Whole k, Eight& first, Eight& second)
+{
+    const __m256i index = reinterpret_cast<__m256i>(k);
+    const __m128i low = _mm256_castsi256_si128(index), high = _mm256_extracti128_si256(index, 1);
+    const auto two = [row](std::uint64_t both) {
+        const auto at = [row](std::uint64_t i) { return reinterpret_cast<const double*>(row + i); };
+        return _mm_castpd_ps(_mm_loadh_pd(_mm_load_sd(at(both & 0xffffffffu)), at(both >> 32)));
+    };
+    const auto part = [](__m128i x, int i) { return static_cast<std::uint64_t>(i ? _mm_extract_epi64(x, 1) : _mm_cvtsi128_si64(x)); };
+    const __m128 a = two(part(low, 0)), b = two(part(low, 1)), c = two(part(high, 0)), d = two(part(high, 1));
+    const __m256 ac = _mm256_insertf128_ps(_mm256_castps128_ps256(a), c, 1);
+    const __m256 bd = _mm256_insertf128_ps(_mm256_castps128_ps256(b), d, 1);
+    first = _mm256_shuffle_ps(ac, bd, 0x88);
+    second = _mm256_shuffle_ps(ac, bd, 0xdd);
+}
+
+/* pairs[k] += (first, second) for eight k, one after the other: equal k add up. */
+SCS_HD void add_pairs(float* pairs, Whole k, Eight first, Eight second)
+{
+    alignas(32) std::int32_t at[EIGHT];
+    std::memcpy(at, &k, sizeof at);
+    const __m256 low = _mm256_unpacklo_ps(first, second), high = _mm256_unpackhi_ps(first, second);
+    const auto add = [pairs](std::int32_t i, __m128 value) {
+        __m64* place = reinterpret_cast<__m64*>(pairs + 2 * static_cast<std::int64_t>(i));
+        _mm_storel_pi(place, _mm_add_ps(_mm_loadl_pi(_mm_setzero_ps(), place), value));
+    };
+    const auto both = [add](std::int32_t i, std::int32_t j, __m128 value) {
+        add(i, value);
+        add(j, _mm_movehl_ps(value, value));
+    };
+    both(at[0], at[1], _mm256_castps256_ps128(low));
+    both(at[2], at[3], _mm256_castps256_ps128(high));
+    both(at[4], at[5], _mm256_extractf128_ps(low, 1));
+    both(at[6], at[7], _mm256_extractf128_ps(high, 1));
+}
+
+#else
+
+SCS_HD Eight multiply_add(Eight a, Eight b, Eight sum) { return a * b + sum; }
+SCS_HD Eight least(Eight a, Eight b) { return a < b ? a : b; }
+SCS_HD Eight most(Eight a, Eight b) { return a > b ? a : b; }
+SCS_HD Whole truncated(Eight x) { return __builtin_convertvector(x, Whole); }
+SCS_HD Eight number(Whole x) { return __builtin_convertvector(x, Eight); }
+
+SCS_HD Eight square_root(Eight x)
+{
+    for (int i = 0; i < EIGHT; ++i) x[i] = std::sqrt(x[i]);
+    return x;
+}
+
+SCS_HD void load_pairs(const float* row, Whole k, Eight& first, Eight& second)
+{
+    for (int i = 0; i < EIGHT; ++i) first[i] = row[k[i]], second[i] = row[k[i] + 1];
+}
+
+SCS_HD void add_pairs(float* pairs, Whole k, Eight first, Eight second)
+{
+    for (int i = 0; i < EIGHT; ++i) {
+        float* place = pairs + 2 * static_cast<std::int64_t>(k[i]);
+        place[0] += first[i], place[1] += second[i];
+    }
+}
+
+#endif
+
+}  // namespace scs
