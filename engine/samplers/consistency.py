@@ -1,0 +1,229 @@
+"""Data consistency: an estimate brought into agreement with what was measured.
+
+All take a state (*batch, *domain) and give one of the same shape, and all take new data in place (`update`) between two calls,
+so that a reconstruction may begin before its scan ends. Data, maps and states are scaled alike.
+"""
+
+from __future__ import annotations
+
+import abc
+import functools
+from collections.abc import Callable
+
+import msgspec
+import torch
+from torch import Tensor
+
+from ..baselines.sense import lattice_columns
+from ..baselines.solvers import conjugate_gradients
+from ..config_priors import DataConfig
+from ..operators.cartesian import CartesianSense, Fourier
+
+__all__ = [
+    "CONSISTENCIES",
+    "DataConsistency",
+    "Gradient",
+    "HardReplacement",
+    "Measurement",
+    "NoConsistency",
+    "Proximal",
+    "RowReplacement",
+    "SenseProjection",
+    "make_consistency",
+]
+
+
+class Measurement(msgspec.Struct, frozen=True, kw_only=True, eq=False):
+    """What was measured, and how.
+
+    data: complex, centered k-space (coil, z, y, x). mask: boolean, broadcasts against (z, y, x). maps: complex, as data, with
+    sum |maps|^2 = 1 or 0; None for a single channel, or where each coil is reconstructed for itself. axes: those that are
+    k-space in the data. noise: standard deviation of the real part of one sample, in units of the data. lattice: ((Ry, Rz),
+    (first line, first partition)) where every R-th line was sampled and no other.
+    """
+
+    data: Tensor
+    mask: Tensor
+    maps: Tensor | None = None
+    axes: tuple[int, ...] = (-2, -1)
+    noise: float = 0.0
+    lattice: tuple[tuple[int, int], tuple[int, int]] | None = None
+
+
+class DataConsistency(abc.ABC):
+    """A function of the estimate and the noise level it is thought to have."""
+
+    def __init__(self, measured: Measurement, config: DataConfig) -> None:
+        self.measured, self.config = measured, config
+        self.update(measured.data, measured.mask)
+
+    def update(self, data: Tensor, mask: Tensor) -> None:
+        """From now on, this was measured; shapes and coil maps stay."""
+        self.measured = msgspec.structs.replace(self.measured, data=data * mask, mask=mask)
+
+    @abc.abstractmethod
+    def __call__(self, state: Tensor, sigma: float) -> Tensor:
+        """State (*batch, *domain) of noise level sigma, in agreement with the data."""
+
+    @functools.cached_property
+    def fourier(self) -> Fourier:
+        """Centered transform along the axes of the data."""
+        data = self.measured.data
+        return Fourier(data.shape[-3:], self.measured.axes, dtype=data.dtype, device=data.device)
+
+    @functools.cached_property
+    def operator(self) -> CartesianSense:
+        """A, from the image to the data; follows `update`."""
+        m = self.measured
+        if m.maps is None:
+            raise ValueError("this data consistency needs coil sensitivity maps, and there are none")
+        return CartesianSense(m.maps, m.mask, m.axes)
+
+
+class NoConsistency(DataConsistency):
+    """The estimate as it is."""
+
+    def __call__(self, state: Tensor, sigma: float) -> Tensor:  # noqa: ARG002
+        """The state itself."""
+        return state
+
+
+class HardReplacement(DataConsistency):
+    """Measured samples of each coil take their place in its k-space; state (*batch, coil, z, y, x), or one channel."""
+
+    def __call__(self, state: Tensor, sigma: float) -> Tensor:  # noqa: ARG002
+        """Coil images whose k-space holds the data."""
+        m = self.measured
+        return self.fourier.H(torch.where(m.mask, m.data, self.fourier(state)))
+
+
+class SenseProjection(DataConsistency):
+    """One projection of a combined image: S^H F^H (y + (1 - M) F S x); state (*batch, z, y, x)."""
+
+    def update(self, data: Tensor, mask: Tensor) -> None:
+        """New data: its adjoint is made once."""
+        super().update(data, mask)
+        self.__dict__.pop("operator", None)
+        self._adjoint = self.operator.H(self.measured.data)
+
+    def __call__(self, state: Tensor, sigma: float) -> Tensor:  # noqa: ARG002
+        """x + A^H (y - A x), which is the same where sum |maps|^2 = 1."""
+        return state + self._adjoint - self.operator.gram(state)
+
+
+class Gradient(SenseProjection):
+    """x - weight A^H (A x - y)."""
+
+    def __call__(self, state: Tensor, sigma: float) -> Tensor:  # noqa: ARG002
+        """One step down the slope of half the squared error of the data."""
+        return state + self.config.weight * (self._adjoint - self.operator.gram(state))
+
+
+class RowReplacement(DataConsistency):
+    """Measured parts of a state that is data itself (a sinogram, one coil's k-space) take their place."""
+
+    def __call__(self, state: Tensor, sigma: float) -> Tensor:  # noqa: ARG002
+        """The state with the data where there is any."""
+        return torch.where(self.measured.mask, self.measured.data, state)
+
+
+class Proximal(DataConsistency):
+    """argmin over x of |A x - y|^2 + (noise / sigma)^2 |x - estimate|^2: what data and prior weigh is told by their noise.
+
+    Exact without iterations for one channel (a division in k-space) and for every-R-th-line sampling (pixels couple in groups
+    of R, performance.md 4.2); else `iterations` of conjugate gradients that begin at the estimate.
+    """
+
+    def update(self, data: Tensor, mask: Tensor) -> None:
+        """New data: its adjoint is made once."""
+        super().update(data, mask)
+        m = self.measured
+        if m.maps is None:
+            return
+        self.__dict__.pop("operator", None)
+        self._adjoint = self.operator.H(m.data)
+        self._folded = None if m.lattice is None else _folded(m)
+
+    def weight(self, sigma: float) -> float:
+        """Weight of the estimate at noise level sigma, the one of the data being 1."""
+        noise = max(self.measured.noise, self.config.floor)
+        return self.config.weight * (noise / sigma) ** 2
+
+    def __call__(self, state: Tensor, sigma: float) -> Tensor:
+        """The regularized least-squares image next to the state."""
+        m, weight = self.measured, self.weight(sigma)
+        if m.maps is None:
+            kspace = self.fourier(state)
+            kspace = torch.where(m.mask, (m.data + weight * kspace) / (1 + weight), kspace)
+            return self.fourier.H(kspace)
+        right = self._adjoint + weight * state
+        if self._folded is not None:
+            return self._folded.solve(right, weight)
+        return conjugate_gradients(
+            self.operator.gram, right, iterations=self.config.iterations, regularization=weight, initial=state
+        )
+
+
+class _Folded:
+    """A^H A of every-R-th-line sampling as one R x R matrix per group of pixels, diagonalized once for all weights."""
+
+    def __init__(self, columns: Tensor, shape: tuple[int, int, int], steps: tuple[int, int]) -> None:
+        adjoint = columns.conj().resolve_conj()
+        gram = torch.stack([(row[:, None] * columns).sum(0) for row in adjoint.unbind(1)])
+        values, vectors = torch.linalg.eigh(gram.movedim(-1, 0))
+        self._values = values.clamp_min(0).T.float().contiguous()
+        self._vectors = vectors.movedim(0, -1).to(torch.complex64).contiguous()
+        self._adjoint = self._vectors.conj().resolve_conj().transpose(0, 1).contiguous()
+        (z, y, x), (ry, rz) = shape, steps
+        self._groups, self._shape = (rz, z // rz, ry, y // ry, x), shape
+
+    def solve(self, right: Tensor, weight: float) -> Tensor:
+        """(A^H A + weight)^-1 right, shape (*batch, z, y, x)."""
+        batch = right.shape[:-3]
+        groups = right.reshape(-1, *self._groups).movedim(3, 2)
+        flat = groups.reshape(groups.shape[0], self._values.shape[0], -1)
+        flat = _turned(self._vectors, _turned(self._adjoint, flat).div_(self._values + weight))
+        rz, z, ry, y, x = self._groups
+        return flat.reshape(-1, rz, ry, z, y, x).movedim(2, 3).reshape(*batch, *self._shape)
+
+
+def _turned(matrices: Tensor, vectors: Tensor) -> Tensor:
+    """The matrices (R, R, groups) times the vectors (batch, R, groups)."""
+    total = matrices[:, 0] * vectors[:, :1]
+    for column in range(1, matrices.shape[1]):
+        total.addcmul_(matrices[:, column], vectors[:, column, None])
+    return total
+
+
+def _folded(measured: Measurement) -> _Folded | None:
+    maps = measured.maps
+    if maps is None or measured.lattice is None:
+        return None
+    (ry, rz), offset = measured.lattice
+    z, y = maps.shape[-3:-1]
+    if z % rz or y % ry or not set(measured.axes) <= {-3, -2, -1}:
+        return None
+    return _known_folded(maps, (ry, rz), offset, measured.axes)
+
+
+@functools.lru_cache(maxsize=64)
+def _known_folded(maps: Tensor, steps: tuple[int, int], offset: tuple[int, int], axes: tuple[int, ...]) -> _Folded:
+    """Kept while the same tensor of maps is used: frames of one slice share it."""
+    z, y, x = maps.shape[-3:]
+    return _Folded(lattice_columns(maps, steps, offset, axes), (z, y, x), steps)
+
+
+CONSISTENCIES: dict[str, Callable[[Measurement, DataConfig], DataConsistency]] = {
+    "none": NoConsistency,
+    "hard": HardReplacement,
+    "sense": SenseProjection,
+    "proximal": Proximal,
+    "gradient": Gradient,
+    "replace": RowReplacement,
+}
+"""Kinds of data consistency by the name that a configuration calls them."""
+
+
+def make_consistency(measured: Measurement, config: DataConfig) -> DataConsistency:
+    """Data consistency of the kind that the configuration says."""
+    return CONSISTENCIES[config.kind](measured, config)

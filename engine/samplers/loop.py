@@ -1,0 +1,165 @@
+"""The loop: a program of stages over a schedule, as a generator that gives its estimate after each step.
+
+Because it is a generator, whoever drives it may show an estimate, stop at a deadline, or put in new data between two steps
+(`Program.update`), so that a reconstruction begins before its scan ends. Which network, domain, data consistency and
+constraint a stage has are its configuration's business; a system is a TOML file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+import msgspec
+import torch
+from torch import Tensor
+
+from ..config_priors import SamplerConfig, StageConfig
+from ..errors import ConfigError
+from ..priors.denoiser import DenoiseFunction
+from ..priors.transforms import Transform
+from .consistency import DataConsistency, Measurement, make_consistency
+from .constraints import Constraint, make_constraint
+from .rules import Rule, Step, make_rule
+
+__all__ = ["Estimate", "Program", "Stage", "generate", "make_program", "run_to_end"]
+
+
+class Estimate(msgspec.Struct, frozen=True, eq=False):
+    """What a run has come to after a step: the image (*batch, *domain) and what it cost so far."""
+
+    image: Tensor
+    sigma: float
+    evaluations: int
+    """Network evaluations of each plane so far."""
+    step: int
+    """Number of this step, from 1 to `steps`."""
+    steps: int
+
+
+class Stage:
+    """One stage: u = T z, the prior's move, z' = T^+ u', data consistency, constraint."""
+
+    def __init__(
+        self,
+        config: StageConfig,
+        denoise: DenoiseFunction,
+        transform: Transform,
+        consistency: DataConsistency,
+        constraint: Constraint,
+    ) -> None:
+        self.config, self.transform = config, transform
+        self.consistency, self.constraint = consistency, constraint
+        self._denoise, self.evaluations = denoise, 0
+
+    def denoise(self, u: Tensor, sigma: Tensor) -> Tensor:
+        """The prior of this stage, told its own noise level if it has one, with its evaluations counted."""
+        self.evaluations += 1
+        told = self.config.prior.sigma
+        return self._denoise(u, torch.full_like(sigma, told) if told else sigma)
+
+    def apply(self, state: Tensor, step: Step, rule: Rule) -> tuple[Tensor, Tensor]:
+        """State and estimate after this stage."""
+        moved = self.transform.inverse(rule.move(self.transform.forward(state), step, self.denoise), state)
+        moved = rule.push(state, moved)
+        consistent = self.constraint(self.consistency(moved, step.sigma))
+        return rule.settle(state, moved, consistent, step)
+
+
+class Program:
+    """Stages, one after the other or side by side, repeated over the schedule of a sampler."""
+
+    def __init__(self, stages: Sequence[Stage], sampler: SamplerConfig) -> None:
+        self.stages, self.sampler = list(stages), sampler
+        if not stages:
+            raise ConfigError(
+                "stages is empty; a system with a prior has at least one, such as [[stages]] with a prior"
+            )
+        if stages[0].config.branch:
+            raise ConfigError("stages[0].branch = true: the first stage has none before it to branch from")
+        if len(stages) > 1 and sampler.rule in ("ddim", "heun"):
+            raise ConfigError(f"sampler.rule = {sampler.rule!r} works on one stage, the program has {len(stages)}")
+
+    def update(self, data: Tensor, mask: Tensor) -> None:
+        """From the next step on, this was measured."""
+        for stage in self.stages:
+            stage.consistency.update(data, mask)
+
+    @torch.no_grad()
+    def run(self, start: Tensor, *, seed: int | None = None) -> Iterator[Estimate]:
+        """Yield the estimate after each step, from an image (*batch, *domain) to begin with.
+
+        seed: instead of the configured one. The same seed, input and number of threads give the same bits.
+        """
+        generator = torch.Generator().manual_seed(self.sampler.seed if seed is None else seed)
+        rules = [make_rule(self.sampler, generator) for _ in self.stages]
+        for stage, rule in zip(self.stages, rules, strict=True):
+            stage.evaluations, rule.anchor = 0, stage.transform.forward(start)
+        schedule, state = rules[0].schedule(), rules[0].begin(start)
+        for index, step in enumerate(schedule, 1):
+            state, estimate = self._step(state, step, rules)
+            evaluations = sum(stage.evaluations for stage in self.stages)
+            yield Estimate(estimate, step.sigma, evaluations, index, len(schedule))
+
+    def _step(self, state: Tensor, step: Step, rules: Sequence[Rule]) -> tuple[Tensor, Tensor]:
+        before = estimate = state
+        for stage, rule in zip(self.stages, rules, strict=True):
+            if not stage.config.branch:
+                before = state
+            after, found = stage.apply(before, step, rule)
+            share = stage.config.merge if stage.config.branch else 1.0
+            state, estimate = _mixed(state, after, share), _mixed(estimate, found, share)
+        return state, estimate
+
+
+def _mixed(one: Tensor, other: Tensor, share: float) -> Tensor:
+    return other if share == 1.0 else (1 - share) * one + share * other
+
+
+def make_program(
+    stages: Sequence[StageConfig],
+    sampler: SamplerConfig,
+    priors: Callable[[str], DenoiseFunction] | Mapping[str, DenoiseFunction],
+    measured: Measurement,
+) -> Program:
+    """The program of a configuration for what was measured.
+
+    priors: gives a denoiser by the name of its weights. Raises `ConfigError` for a program that cannot be.
+    """
+    find = priors if callable(priors) else priors.__getitem__
+    shape = measured.data.shape[-2:]
+    return Program(
+        [
+            Stage(
+                config,
+                find(config.prior.weights),
+                Transform(config.transform, shape),
+                make_consistency(measured, config.data),
+                make_constraint(config.constraint),
+            )
+            for config in stages
+        ],
+        sampler,
+    )
+
+
+def run_to_end(program: Program, start: Tensor, *, seed: int | None = None) -> Estimate:
+    """The last estimate of a run."""
+    last = None
+    for estimate in program.run(start, seed=seed):
+        last = estimate
+    if last is None:
+        raise ConfigError("sampler.levels: a schedule without steps gives no image")
+    return last
+
+
+def generate(
+    denoise: DenoiseFunction, sampler: SamplerConfig, shape: Sequence[int], *, seed: int | None = None
+) -> Estimate:
+    """An image of the prior alone, from noise: no data. shape: (*batch, y, x); the image is complex."""
+    start = torch.zeros(tuple(shape), dtype=torch.complex64)
+    nothing = Measurement(
+        data=torch.zeros(1, 1, *shape[-2:], dtype=torch.complex64), mask=torch.zeros((), dtype=torch.bool)
+    )
+    stage = msgspec.convert({"data": {"kind": "none"}}, StageConfig)
+    noisy = msgspec.structs.replace(sampler, start="noise")
+    return run_to_end(make_program([stage], noisy, {"": denoise}, nothing), start, seed=seed)
