@@ -11,7 +11,7 @@ import math
 import re
 import tomllib
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path
@@ -20,6 +20,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 import msgspec
 
 from .config_photoacoustic import PhotoacousticConfig
+from .config_priors import NetworkConfig, SamplerConfig, StageConfig, TrainingConfig
 from .errors import ConfigError
 from .limits import Limits
 
@@ -45,7 +46,7 @@ Iterations = Annotated[int, msgspec.Meta(ge=1, le=10000)]
 KernelSize = Annotated[int, msgspec.Meta(ge=1, le=64)]
 Weight = Annotated[float, msgspec.Meta(ge=0)]
 
-Method = Literal["auto", "none", "zero_filled", "sense", "cg_sense", "l1_espirit", "grappa", "gridding"]
+Method = Literal["auto", "none", "zero_filled", "sense", "cg_sense", "l1_espirit", "grappa", "gridding", "prior"]
 
 
 class PreparationConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -110,7 +111,9 @@ class OutputConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     pixels: Literal["auto", "float32", "uint16"] = "auto"
     """`auto`: uint16 scaled to BitsStored for FIRE and OpenRecon, float32 for everyone else."""
     send_original: bool = False
-    """Also send the zero-filled image, as a series of its own."""
+    """Also send the zero-filled image, as a series of its own; of a generative image, the plain reconstruction."""
+    posterior_samples: Annotated[int, msgspec.Meta(ge=0, le=64)] = 0
+    """Draw so many samples of a generative image and send their standard deviation, as a series of its own."""
 
 
 class SystemConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -122,13 +125,19 @@ class SystemConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     """Other names that a scanner may ask for."""
     kind: Literal["mri", "pat"] = "mri"
     """What data it is for: MRI readouts or photoacoustic shots."""
+    stages: tuple[StageConfig, ...] = ()
+    """Program of a system with a learned prior (method `prior`)."""
     preparation: PreparationConfig = PreparationConfig()
     coil_maps: CoilMapConfig = CoilMapConfig()
     reconstruction: ReconstructionConfig = ReconstructionConfig()
+    sampler: SamplerConfig = SamplerConfig()
     trigger: TriggerConfig = TriggerConfig()
     output: OutputConfig = OutputConfig()
     photoacoustic: PhotoacousticConfig = PhotoacousticConfig()
     limits: Limits = Limits()
+    network: NetworkConfig = NetworkConfig()
+    """What `scanside train` makes; shipped weights bring their own."""
+    training: TrainingConfig = TrainingConfig()
 
 
 def _suggest(word: str, known: Iterable[str]) -> str:
@@ -140,10 +149,17 @@ def _suggest(word: str, known: Iterable[str]) -> str:
 
 def _fields(path: str) -> Iterable[str]:
     """Keys allowed in the table at a dotted path of a system configuration."""
+    return [f.name for f in msgspec.structs.fields(_kind(path))]
+
+
+def _kind(path: str) -> Any:  # noqa: ANN401 - the type of whatever the path names
+    """Type at a dotted path, such as stages[0].transform."""
     kind: Any = SystemConfig
     for part in filter(None, path.split(".")):
-        kind = {f.name: f.type for f in msgspec.structs.fields(kind)}[part]
-    return [f.name for f in msgspec.structs.fields(kind)]
+        name, _, index = part.partition("[")
+        kind = {f.name: f.type for f in msgspec.structs.fields(kind)}[name]
+        kind = get_args(kind)[0] if index else kind
+    return kind
 
 
 def _at(values: Any, path: str) -> Any:  # noqa: ANN401 - whatever the file holds there
@@ -157,7 +173,7 @@ def _complaint(path: str, value: object, what: str) -> str:
     """What is wrong with a value, and what would be right."""
     shown = repr(value)
     shown = shown if len(shown) <= 80 else shown[:77] + "..."
-    kind = _leaves(SystemConfig).get(path)
+    kind = _kind(path)
     if get_origin(kind) is Literal:
         allowed = get_args(kind)
         close = difflib.get_close_matches(str(value)[:80], allowed, n=1)
@@ -195,10 +211,22 @@ def _convert(values: Mapping[str, Any], source: str) -> SystemConfig:
         config = msgspec.convert(values, SystemConfig)
     except msgspec.ValidationError as error:
         raise ConfigError(_explain(error, source, values)) from None
-    for path, value in to_toml_rows(config).items():
-        if isinstance(value, float) and not math.isfinite(value):
+    for path, value in _numbers(msgspec.to_builtins(config)):
+        if not math.isfinite(value):
             raise ConfigError(f"{source}: {_complaint(path, value, 'expected a finite number')}")
     return config
+
+
+def _numbers(values: Any, path: str = "") -> Iterator[tuple[str, float]]:  # noqa: ANN401 - whatever a file may hold
+    """Every float with its path."""
+    if isinstance(values, float):
+        yield path, values
+    elif isinstance(values, dict):
+        for key, value in values.items():
+            yield from _numbers(value, f"{path}.{key}" if path else key)
+    elif isinstance(values, list | tuple):
+        for index, value in enumerate(values):
+            yield from _numbers(value, f"{path}[{index}]")
 
 
 def _leaves(kind: Any, prefix: str = "") -> dict[str, Any]:  # noqa: ANN401 - a struct class, walked by reflection
@@ -250,10 +278,14 @@ def parameter_overrides(values: Mapping[str, Value]) -> tuple[dict[str, Value], 
     """Sort parameters from a console into overrides by dotted path, and names that mean nothing here.
 
     A console knows only letters and digits (OpenRecon), so `sendOriginal` means output.send_original and `iterations`
-    reconstruction.iterations; a short name that two tables have, such as `kernel`, means nothing. Limits cannot be set from
-    the wire. Empty strings mean "not set".
+    reconstruction.iterations; a short name that two tables have, such as `kernel`, means nothing. Limits, the stages with their
+    weights, and what only training reads cannot be set from the wire. Empty strings mean "not set".
     """
-    settable = [path for path in _leaves(SystemConfig) if "." in path and not path.startswith("limits.")]
+    settable = [
+        path
+        for path in _leaves(SystemConfig)
+        if "." in path and path.partition(".")[0] not in ("limits", "network", "training")
+    ]
     short = Counter(_squeeze(path.rpartition(".")[2]) for path in settable)
     paths = {name: path for path in settable if short[name := _squeeze(path.rpartition(".")[2])] == 1}
     paths |= {_squeeze(path): path for path in settable}

@@ -77,5 +77,10 @@ def _toml(config: SystemConfig, paths: Sequence[str], found: Mapping[str, str]) 
 
 
 def _literal(value: Any) -> str:  # noqa: ANN401 - any value that TOML has
-    """A value in TOML, whose strings, numbers, arrays and truth values are written as in JSON."""
+    """A value in TOML, whose strings, numbers and truth values are written as in JSON, tables in one line."""
+    if isinstance(value, msgspec.Struct):
+        fields = ((f, getattr(value, f.name)) for f in msgspec.structs.fields(value))
+        return "{" + ", ".join(f"{f.name} = {_literal(item)}" for f, item in fields if item != f.default) + "}"
+    if isinstance(value, tuple):
+        return f"[{', '.join(map(_literal, value))}]"
     return msgspec.json.encode(value).decode()

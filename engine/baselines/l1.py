@@ -16,7 +16,7 @@ from ..operators.wavelet import Wavelet
 from .combine import root_sum_of_squares
 from .solvers import fista_steps, largest_eigenvalue
 
-__all__ = ["intensity_scale", "l1_espirit", "l1_espirit_steps", "soft_threshold"]
+__all__ = ["gradient_step", "intensity_scale", "l1_espirit", "l1_espirit_steps", "soft_threshold"]
 
 CALIBRATION = 32
 """Points per axis of the k-space center that the scale is estimated from, at most."""
@@ -47,7 +47,7 @@ def l1_espirit(
     0.8 ends its FISTA; this gives back part of what the threshold took, fine structure and noise alike. Returns the
     image, shape (*batch, *operator.domain), contiguous.
     """
-    step = _step(operator, data) if step is None else step
+    step = gradient_step(operator, data) if step is None else step
     steps = l1_espirit_steps(
         operator, data, weight=weight, iterations=iterations, wavelet=wavelet, scale=scale, step=step, seed=seed
     )
@@ -79,7 +79,7 @@ def l1_espirit_steps(
             turned = transform.shifted([shifts.randrange(transform.period) for _ in transform.axes])
         return turned.H(soft_threshold(turned(x), weight * length))
 
-    step = _step(operator, data) if step is None else step
+    step = gradient_step(operator, data) if step is None else step
     for x in fista_steps(operator.gram, operator.H(data) / scale, proximal, iterations=iterations, step=step):
         yield x * scale
 
@@ -105,8 +105,11 @@ def intensity_scale(operator: LinearOperator, data: Tensor) -> Tensor:
     return torch.where(scale > 0, scale, torch.ones_like(scale))
 
 
-def _step(operator: LinearOperator, data: Tensor) -> Tensor:
-    """0.95 over a bound of the largest eigenvalue of A^H A, or over the power iteration's where no bound is known."""
+def gradient_step(operator: LinearOperator, data: Tensor) -> Tensor:
+    """0.95 over a bound of the largest eigenvalue of A^H A, or over the power iteration's where no bound is known.
+
+    data: tells dtype and device. A real tensor without axes.
+    """
     bound = operator.gram_bound if isinstance(operator, CartesianSense) else largest_eigenvalue(operator.gram, data)
     return 0.95 / bound.clamp_min(torch.finfo(bound.dtype).tiny)
 

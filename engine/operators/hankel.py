@@ -20,6 +20,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ...kernels.coil_matrix import apply, triangle
 from .linear import LinearOperator
 
 __all__ = ["Hankel", "coil_matrices", "correlation_gram", "image_low_rank", "leading_subspace"]
@@ -97,16 +98,18 @@ def correlation_gram(images: Tensor, window: int) -> Tensor:
 
 
 def coil_matrices(subspace: Tensor, coils: int, shape: tuple[int, int]) -> Tensor:
-    """M(r), the projection onto `subspace` in image space: complex64, (coil, coil, y, x); from the module's formula.
+    """M(r), the projection onto `subspace` in image space: the upper triangle of each pixel's Hermitian matrix.
 
-    subspace: V, (coil w w, rank), orthonormal columns. shape: (y, x) of the centered images.
+    subspace: V, (coil w w, rank), orthonormal columns. shape: (y, x) of the centered images. Returns complex64 of shape
+    (coil (coil + 1) / 2, y, x), from the module's formula, for `scanside.kernels.coil_matrix.apply`.
     """
     window = round((subspace.shape[0] / coils) ** 0.5)
     if coils * window**2 != subspace.shape[0]:
         raise ValueError(f"subspace has {subspace.shape[0]} rows, needed: {coils} coils times the square of a window")
     _check_window(window, *shape)
     projector = (subspace @ subspace.mH).reshape(coils, window, window, coils, window, window)
-    kernel = _offset_means(projector, window).to(torch.complex64)
+    rows, columns = triangle(coils)
+    kernel = _offset_means(projector, window)[rows, columns].to(torch.complex64)
     return _waves(window, shape[0], kernel).mT @ kernel @ _waves(window, shape[1], kernel)
 
 
@@ -114,7 +117,7 @@ def image_low_rank(images: Tensor, window: int, rank: int) -> Tensor:
     """Coil images (coil, y, x) after projection of the Hankel matrix of their k-space to `rank`, windows wrapping round."""
     subspace = leading_subspace(correlation_gram(images, window), rank)
     matrices = coil_matrices(subspace, images.shape[0], (images.shape[-2], images.shape[-1]))
-    return torch.einsum("dcyx,cyx->dyx", matrices.to(images.dtype), images)
+    return apply(matrices.to(images.dtype), images)
 
 
 def _offset_means(projector: Tensor, window: int) -> Tensor:

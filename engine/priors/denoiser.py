@@ -8,19 +8,19 @@ one trained by denoising score matching, and the mean-shift term of a denoising 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from .networks import NetworkConfig, UNet
+from ..config_priors import NetworkConfig, Precondition
+from .networks import UNet
 
-__all__ = ["DenoiseFunction", "Denoiser", "Precondition", "energy", "energy_gradient", "score"]
+__all__ = ["DenoiseFunction", "Denoiser", "energy", "energy_gradient", "score"]
 
 DenoiseFunction = Callable[[Tensor, Tensor], Tensor]
 """(images (N, C, H, W) float32, noise levels (N,)) -> denoised images: what samplers need of a prior, runtimes give it, too."""
-Precondition = Literal["edm", "homogeneous"]
 
 
 class Denoiser(nn.Module):

@@ -9,33 +9,13 @@ RefineNet or NCSN++.
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import Annotated
 
-import msgspec
 import torch
 from torch import Tensor, nn
 
-__all__ = ["NetworkConfig", "UNet", "count_parameters"]
+from ..config_priors import NetworkConfig
 
-Width = Annotated[int, msgspec.Meta(ge=4, le=1024)]
-
-
-class NetworkConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Size of a network."""
-
-    channels: Annotated[int, msgspec.Meta(ge=1, le=1024)] = 2
-    """Planes of the image: 2 for real and imaginary part."""
-    widths: tuple[Width, ...] = (32, 64, 128)
-    """Features at each resolution, from fine to coarse."""
-    blocks: Annotated[int, msgspec.Meta(ge=1, le=16)] = 2
-    """Residual blocks at each resolution, going down and going up."""
-    shuffle: Annotated[int, msgspec.Meta(ge=1, le=8)] = 2
-    """Side of the pixel blocks that become channels at the entry."""
-
-    @property
-    def multiple(self) -> int:
-        """Both sides of an image are multiples of this."""
-        return self.shuffle << (len(self.widths) - 1)
+__all__ = ["UNet", "count_parameters"]
 
 
 class _Block(nn.Module):

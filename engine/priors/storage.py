@@ -19,10 +19,10 @@ from safetensors.torch import load as read_tensors
 from safetensors.torch import save as written_tensors
 from torch import Tensor
 
+from ..config_priors import NetworkConfig, Precondition
 from ..errors import ConfigError
 from . import weights
-from .denoiser import Denoiser, Precondition
-from .networks import NetworkConfig
+from .denoiser import Denoiser
 
 __all__ = ["ModelCard", "load_weights", "read_checkpoint", "save_weights", "shipped_weights", "write_whole"]
 

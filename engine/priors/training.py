@@ -8,49 +8,15 @@ run, so a run can be told to end earlier at any time; the weights that count are
 from __future__ import annotations
 
 import math
-from typing import Annotated, Literal
 
-import msgspec
 import torch
 from torch import Tensor
 
+from ..config_priors import TrainingConfig
 from ..errors import ConfigError
 from .denoiser import Denoiser
 
-__all__ = ["Trainer", "TrainingConfig", "augmented", "validation_errors"]
-
-Positive = Annotated[float, msgspec.Meta(gt=0)]
-Fraction = Annotated[float, msgspec.Meta(ge=0, le=1)]
-
-
-class TrainingConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """How a prior is trained."""
-
-    steps: Annotated[int, msgspec.Meta(ge=1)] = 30000
-    batch: Annotated[int, msgspec.Meta(ge=1, le=4096)] = 16
-    crop: Annotated[int, msgspec.Meta(ge=8, le=2048)] = 96
-    """Pixels per side of the patches; whole images where they are smaller."""
-    learning_rate: Positive = 6e-4
-    rise: Annotated[int, msgspec.Meta(ge=1)] = 200
-    """Steps over which the rate rises to its value."""
-    decay: Fraction = 0.15
-    """Last part of the run, over which the rate falls to zero."""
-    average: Annotated[float, msgspec.Meta(ge=0, lt=1)] = 0.999
-    """Decay of the moving average of the weights."""
-    loss: Literal["edm", "plain"] = "edm"
-    """`edm`: squared error divided by its expected size at each noise level; `plain`: as denoising autoencoders."""
-    sigma: tuple[Positive, Positive] = (0.002, 1.0)
-    """Least and greatest noise level, for images of greatest magnitude 1."""
-    sigma_levels: tuple[Positive, ...] = ()
-    """Train on these levels only, instead of on all between the two, uniform in the logarithm."""
-    scale: tuple[Positive, Positive] = (0.4, 1.2)
-    """Images are multiplied by a random factor between these."""
-    phase: bool = True
-    """Turn the phase of complex images at random, with a random slope of up to a turn over 128 pixels."""
-    turn: bool = True
-    """Flip and turn images at random."""
-    precision: Literal["bfloat16", "float32"] = "bfloat16"
-    seed: int = 0
+__all__ = ["Trainer", "augmented", "validation_errors"]
 
 
 def _generator(seed: int, step: int) -> torch.Generator:

@@ -10,12 +10,11 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Sequence
-from typing import Annotated, Literal
 
-import msgspec
 import torch
 from torch import Tensor
 
+from ..config_priors import TransformConfig
 from ..operators.cartesian import Fourier
 from ..operators.linear import LinearOperator
 
@@ -26,31 +25,12 @@ __all__ = [
     "Kspace",
     "KspaceHaar",
     "Transform",
-    "TransformConfig",
     "UndecimatedHaar",
     "haar_merge",
     "haar_split",
     "kspace_weights",
     "window_mask",
 ]
-
-
-class TransformConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """The domain of a prior."""
-
-    kind: Literal["image", "haar", "kspace", "kspace_haar"] = "image"
-    """The image; its undecimated Haar bands; weighted k-space without its center; Haar bands of k-space."""
-    copies: Annotated[int, msgspec.Meta(ge=1, le=16)] = 1
-    """How often the channels are repeated."""
-    split: bool = False
-    """Real and imaginary part as two members of the batch, not as two channels."""
-    weight_scale: Annotated[float, msgspec.Meta(gt=0)] = 1.0
-    """c of the k-space weight (c^2 ((kx/Nx)^2 + (ky/Ny)^2))^p."""
-    weight_power: Annotated[float, msgspec.Meta(ge=0)] = 0.0
-    """p of the k-space weight; 0 leaves k-space as it is."""
-    window: Annotated[int, msgspec.Meta(ge=0)] = 0
-    """Points per axis of the k-space center that the prior does not see."""
-    window_shape: Literal["square", "disc"] = "square"
 
 
 class Analysis(LinearOperator):

@@ -1,4 +1,7 @@
-"""What is asked of an estimate beyond prior and data."""
+"""What else is asked of an estimate, X in z = X(z''): low rank over the coils, limits.
+
+Branches are merged by the program itself (`loop`).
+"""
 
 from __future__ import annotations
 
@@ -7,34 +10,50 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from ...kernels.coil_matrix import apply
 from ..config_priors import ConstraintConfig
-from ..operators.hankel import image_low_rank
+from ..operators.hankel import Hankel, coil_matrices, image_low_rank, leading_subspace
 
-__all__ = ["CONSTRAINTS", "Constraint", "make_constraint"]
+__all__ = ["CONSTRAINTS", "Constraint", "clip", "frozen_low_rank", "low_rank", "make_constraint"]
 
 Constraint = Callable[[Tensor], Tensor]
-"""A function of the state (*batch, *domain)."""
-
-
-def _none(config: ConstraintConfig) -> Constraint:  # noqa: ARG001
-    return lambda state: state
-
-
-def _low_rank(config: ConstraintConfig) -> Constraint:
-    """Coil images (coil, 1, y, x) whose k-space has a Hankel matrix of low rank (SAKE)."""
-    return lambda state: image_low_rank(state.squeeze(-3), config.window, config.rank).unsqueeze(-3)
-
-
-def _clip(config: ConstraintConfig) -> Constraint:
-    """Real and imaginary part to +- limit."""
-    limit = config.limit
-    return lambda state: torch.view_as_complex(torch.view_as_real(state).clamp(-limit, limit))
-
-
-CONSTRAINTS: dict[str, Callable[[ConstraintConfig], Constraint]] = {"none": _none, "low_rank": _low_rank, "clip": _clip}
-"""Constraints by the name that a configuration calls them."""
+"""From an estimate to one that fits: complex, shape (*batch, coil, z, y, x) or, for what needs no coils, any."""
 
 
 def make_constraint(config: ConstraintConfig) -> Constraint:
-    """The constraint that the configuration says."""
+    """The constraint of a stage."""
     return CONSTRAINTS[config.kind](config)
+
+
+def low_rank(images: Tensor, window: int, rank: int) -> Tensor:
+    """Low rank of the Hankel matrix of k-space over the coils (SAKE), or over frames in their place; (*batch, coil, z, y, x).
+
+    Every slice on its own, with a subspace of its own that is found anew at each call; `frozen_low_rank` keeps one.
+    """
+    planes = images.movedim(-4, -3)
+    flat = [image_low_rank(coils, window, rank) for coils in planes.reshape(-1, *planes.shape[-3:]).unbind()]
+    return torch.stack(flat).reshape(planes.shape).movedim(-3, -4)
+
+
+def frozen_low_rank(calibration: Tensor, shape: tuple[int, int], *, window: int, rank: int) -> Constraint:
+    """The projection onto the subspace of fully sampled k-space center: one small matrix product per pixel.
+
+    calibration: complex, (coil, y, x), centered. shape: (y, x) of the images (*batch, coil, z, y, x) that it is for. What is
+    found once here, `low_rank` finds at every step.
+    """
+    rows = Hankel(calibration.shape, window)(calibration.to(torch.complex128))
+    matrices = coil_matrices(leading_subspace(rows.mH @ rows, rank), calibration.shape[0], shape)
+    return lambda images: apply(matrices.to(images.dtype), images.movedim(-4, -3)).movedim(-3, -4)
+
+
+def clip(images: Tensor, limit: float) -> Tensor:
+    """Real and imaginary part brought between -limit and limit; any shape."""
+    return torch.view_as_complex(torch.view_as_real(images.resolve_conj()).clamp(-limit, limit))
+
+
+CONSTRAINTS: dict[str, Callable[[ConstraintConfig], Constraint]] = {
+    "none": lambda _: lambda images: images,
+    "low_rank": lambda config: lambda images: low_rank(images, config.window, config.rank),
+    "clip": lambda config: lambda images: clip(images, config.limit),
+}
+"""Constraints by the name that a configuration calls them."""

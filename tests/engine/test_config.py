@@ -140,7 +140,8 @@ def test_what_a_console_cannot_set(name: str) -> None:
 
 
 def test_every_setting_but_kernel_has_a_short_name() -> None:
-    paths = [path for path in to_toml_rows(PLAIN) if "." in path and not path.startswith("limits.")]
+    closed = ("limits", "network", "training")
+    paths = [path for path in to_toml_rows(PLAIN) if "." in path and path.partition(".")[0] not in closed]
     for path in paths:
         assert parameter_overrides({path.replace(".", "").replace("_", ""): "1"})[0] == {path: "1"}
         short = path.rpartition(".")[2]
@@ -234,3 +235,28 @@ def test_where_values_come_from(tmp_path: Path) -> None:
     assert found["reconstruction.iterations"] == "file"
     assert found["reconstruction.regularization"] == "default"
     assert set(found) == set(to_toml_rows(PLAIN))
+
+
+def test_stages_with_their_weights_and_what_training_reads_cannot_be_set_from_the_wire() -> None:
+    wanted = {"stages": "[]", "weights": "/etc/passwd", "trainingsteps": 1, "networkblocks": 1, "learningrate": 1.0}
+    assert parameter_overrides(wanted) == ({}, set(wanted))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            "[[stages]]\n[stages.transform]\nkind = 'imge'",
+            r"stages\[0\]\.transform\.kind = 'imge'.*did you mean 'image'",
+        ),
+        ("[[stages]]\n[[stages]]\n[stages.data]\nweight = nan", r"stages\[1\]\.data\.weight = nan: expected"),
+        (
+            "[[stages]]\n[stages.prior]\nweight = 'a'",
+            r"unknown key stages\[0\]\.prior\.weight;.*did you mean 'weights'",
+        ),
+        ("[sampler]\nsigma = [0.1, 0.0]", r"sampler\.sigma\[1\] = 0\.0: expected `float` > 0"),
+    ],
+)
+def test_what_is_wrong_in_a_stage_is_named_by_its_place(text: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        read(text)

@@ -8,12 +8,12 @@ import pywt
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from scanside.engine.config_priors import TransformConfig
 from scanside.engine.operators import adjoint_mismatch
 from scanside.engine.priors.transforms import (
     ANALYSES,
     Kspace,
     Transform,
-    TransformConfig,
     UndecimatedHaar,
     haar_merge,
     haar_split,
