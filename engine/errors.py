@@ -11,6 +11,7 @@
     ├── EngineError            our side failed
     │   ├── NoImage            a frame holds nothing that an image could be made of
     │   ├── DeadlineMissed     no image in time
+    │   ├── RuntimeFailed      a runtime cannot run a network, or runs it wrongly
     │   └── DeviceLost         an accelerator or worker process went away
     └── DeliveryError          an image could not be handed to its receiver
 """
@@ -26,6 +27,7 @@ __all__ = [
     "LimitExceeded",
     "NoImage",
     "PeerError",
+    "RuntimeFailed",
     "ScansideError",
     "StreamError",
     "TruncatedMessage",
@@ -92,6 +94,12 @@ class DeadlineMissed(EngineError):
     """No image could be made in time."""
 
     reason = "deadline"
+
+
+class RuntimeFailed(EngineError):
+    """A runtime cannot run a network here, or what it gives is wrong."""
+
+    reason = "runtime"
 
 
 class DeviceLost(EngineError):
