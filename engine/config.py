@@ -21,6 +21,7 @@ import msgspec
 
 from .config_photoacoustic import PhotoacousticConfig
 from .config_priors import NetworkConfig, SamplerConfig, StageConfig, TrainingConfig
+from .config_runtime import RuntimeConfig
 from .errors import ConfigError
 from .limits import Limits
 
@@ -135,6 +136,7 @@ class SystemConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     output: OutputConfig = OutputConfig()
     photoacoustic: PhotoacousticConfig = PhotoacousticConfig()
     limits: Limits = Limits()
+    runtime: RuntimeConfig = RuntimeConfig()
     network: NetworkConfig = NetworkConfig()
     """What `scanside train` makes; shipped weights bring their own."""
     training: TrainingConfig = TrainingConfig()
@@ -279,12 +281,12 @@ def parameter_overrides(values: Mapping[str, Value]) -> tuple[dict[str, Value], 
 
     A console knows only letters and digits (OpenRecon), so `sendOriginal` means output.send_original and `iterations`
     reconstruction.iterations; a short name that two tables have, such as `kernel`, means nothing. Limits, the stages with their
-    weights, and what only training reads cannot be set from the wire. Empty strings mean "not set".
+    weights, the runtime, and what only training reads cannot be set from the wire. Empty strings mean "not set".
     """
     settable = [
         path
         for path in _leaves(SystemConfig)
-        if "." in path and path.partition(".")[0] not in ("limits", "network", "training")
+        if "." in path and path.partition(".")[0] not in ("limits", "network", "training", "runtime")
     ]
     short = Counter(_squeeze(path.rpartition(".")[2]) for path in settable)
     paths = {name: path for path in settable if short[name := _squeeze(path.rpartition(".")[2])] == 1}

@@ -6,10 +6,11 @@ image = selection.denoiser(x, sigma)
 
 from __future__ import annotations
 
+from ..config_runtime import RuntimeConfig
 from .base import Availability, LoadOptions, Precision, Runtime, Shape
 from .cache import ArtefactCache
 from .guarded import GuardedDenoiser, RuntimeStatus
-from .selection import RUNTIMES, RuntimeOptions, Selection, Trial, select
+from .selection import RUNTIMES, Selection, Trial, select
 
 __all__ = [
     "RUNTIMES",
@@ -19,7 +20,7 @@ __all__ = [
     "LoadOptions",
     "Precision",
     "Runtime",
-    "RuntimeOptions",
+    "RuntimeConfig",
     "RuntimeStatus",
     "Selection",
     "Shape",

@@ -9,12 +9,13 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Annotated, Literal
+from typing import Literal
 
 import msgspec
 import torch
 from torch import nn
 
+from ..config_runtime import RuntimeConfig
 from ..errors import ConfigError, RuntimeFailed
 from .base import DeviceKind, LoadedDenoiser, LoadOptions, Precision, Runtime, Shape
 from .cache import ArtefactCache
@@ -26,25 +27,14 @@ from .self_test import TOLERANCES, Golden, golden_tensors, verify
 from .tensorrt_runtime import TensorRT
 from .torch_runtimes import TorchCompiled, TorchCudaGraph, TorchEager
 
-__all__ = ["RUNTIMES", "RuntimeOptions", "Selection", "Trial", "select"]
+__all__ = ["RUNTIMES", "RuntimeConfig", "Selection", "Trial", "select"]
 
 RUNTIMES: tuple[Runtime, ...] = (TensorRT(), TorchCudaGraph(), OpenVino(), OnnxRuntime(), TorchEager(), TorchCompiled())
 """All there are, in the order of preference on a GPU."""
-RuntimeName = Literal["auto", "tensorrt", "torch-cuda-graph", "openvino", "onnxruntime", "torch", "torch-compile"]
 State = Literal["untried", "chosen", "passed", "refused", "unavailable"]
 _BY_NAME_ONLY = {"torch-compile"}
 """Takes a minute to load, so that it is tried only where it is asked for."""
 _TIMED_RUNS, _TIMED_SECONDS, _WARM_RUNS = 9, 0.6, 2
-
-
-class RuntimeOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What is asked for; `auto` leaves it to the machine."""
-
-    runtime: RuntimeName = "auto"
-    precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    threads: Annotated[int, msgspec.Meta(ge=0, le=1024)] = 0
-    """Processor threads; 0: all cores that the process may use."""
 
 
 class Trial(msgspec.Struct, frozen=True, kw_only=True):
@@ -89,7 +79,7 @@ class _Candidate(msgspec.Struct, eq=False):
 def select(
     model: nn.Module,
     shape: Shape,
-    options: RuntimeOptions | None = None,
+    options: RuntimeConfig | None = None,
     *,
     cache: ArtefactCache | None = None,
     runtimes: Sequence[Runtime] = RUNTIMES,
@@ -102,7 +92,7 @@ def select(
     kept; None keeps nothing. progress: told what is being done. measure: load and time everything, whatever was chosen
     before. Raises ConfigError when what is asked for does not exist here, `RuntimeFailed` when nothing runs.
     """
-    asked = options or RuntimeOptions()
+    asked = options or RuntimeConfig()
     device = _device(asked)
     load = LoadOptions(device=device, threads=asked.threads or LoadOptions().threads, cache=cache)
     golden = golden_tensors(TorchEager().load(model, shape, "float32", load), shape)
@@ -125,14 +115,15 @@ def select(
     return _concluded(model, shape, load, ranked, tried, key)
 
 
-def _device(asked: RuntimeOptions) -> DeviceKind:
-    if asked.device == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    return asked.device
+def _device(asked: RuntimeConfig) -> DeviceKind:
+    there = torch.cuda.is_available()
+    if asked.device == "cuda" and not there:
+        raise ConfigError("runtime.device = 'cuda', but no CUDA device answers; see the row CUDA of `scanside doctor`")
+    return "cuda" if there and asked.device != "cpu" else "cpu"
 
 
 def _asked(
-    asked: RuntimeOptions, device: DeviceKind, runtimes: Sequence[Runtime]
+    asked: RuntimeConfig, device: DeviceKind, runtimes: Sequence[Runtime]
 ) -> Iterator[tuple[Runtime, Precision]]:
     """Runtimes and precisions that come into question, the preferred first."""
     for runtime in runtimes:
