@@ -133,14 +133,26 @@ def test_parameters_of_a_console() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["limits.frame_bytes", "frame_bytes", "name", "aliases", "description", "kernel", "", "."]
+    "name",
+    [
+        "limits.frame_bytes",
+        "frame_bytes",
+        "runtime.device",
+        "device",
+        "name",
+        "aliases",
+        "description",
+        "kernel",
+        "",
+        ".",
+    ],
 )
 def test_what_a_console_cannot_set(name: str) -> None:
     assert parameter_overrides({name: "1"}) == ({}, {name})
 
 
 def test_every_setting_but_kernel_has_a_short_name() -> None:
-    closed = ("limits", "network", "training")
+    closed = ("limits", "network", "training", "runtime")
     paths = [path for path in to_toml_rows(PLAIN) if "." in path and path.partition(".")[0] not in closed]
     for path in paths:
         assert parameter_overrides({path.replace(".", "").replace("_", ""): "1"})[0] == {path: "1"}
