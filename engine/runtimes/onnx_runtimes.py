@@ -15,7 +15,7 @@ from .cache import Artefact
 from .export import INPUTS, OUTPUT, export_key, to_onnx
 from .fingerprint import package_version, processor_identity
 
-__all__ = ["OnnxRuntime", "OpenVino", "exported"]
+__all__ = ["OnnxRuntime", "OpenVino", "exported", "missing_package"]
 
 _EXPORTERS = ("onnx", "onnxscript")
 

@@ -20,7 +20,7 @@ from .export import at_precision, example
 __all__ = ["TorchCompiled", "TorchCudaGraph", "TorchEager"]
 
 
-def processor_has_bfloat16() -> bool:
+def _processor_has_bfloat16() -> bool:
     """Whether the processor multiplies bfloat16 itself; where it does not, torch is ten times slower with it."""
     return bool(torch.cpu._is_avx512_bf16_supported())
 
@@ -34,7 +34,7 @@ def _precisions(device: DeviceKind) -> tuple[Precision, ...]:
 def _available(device: DeviceKind, precision: Precision) -> Availability:
     if device == "cuda" and not torch.cuda.is_available():
         return Availability(ok=False, reason="no CUDA device answers", remedy="see the row CUDA of `scanside doctor`")
-    if device == "cpu" and precision == "bfloat16" and not processor_has_bfloat16():
+    if device == "cpu" and precision == "bfloat16" and not _processor_has_bfloat16():
         return Availability(
             ok=False,
             reason="the processor has no bfloat16 instructions",
@@ -44,7 +44,7 @@ def _available(device: DeviceKind, precision: Precision) -> Availability:
 
 
 @contextmanager
-def exactly(device: DeviceKind) -> Iterator[None]:
+def _exactly(device: DeviceKind) -> Iterator[None]:
     """Without the 10-bit mantissa that cuDNN takes for float32 by default."""
     if device == "cpu":
         yield
@@ -75,10 +75,10 @@ class TorchEager:
     ) -> LoadedDenoiser:
         """As `Runtime.load`."""
         with failing_as("moving the network to its device"):
-            return _Eager(prepared(model, precision, options.device), options)
+            return _Eager(_prepared(model, precision, options.device), options)
 
 
-def prepared(model: nn.Module, precision: Precision, device: DeviceKind) -> nn.Module:
+def _prepared(model: nn.Module, precision: Precision, device: DeviceKind) -> nn.Module:
     """A copy for inference, weights with channels last."""
     made: nn.Module = at_precision(model, precision, device=device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return made
@@ -91,7 +91,7 @@ class _Eager:
     @torch.inference_mode()
     def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
         device = self._options.device
-        with failing_as("torch"), threads(self._options.threads), exactly(device):
+        with failing_as("torch"), threads(self._options.threads), _exactly(device):
             x = x.to(device).contiguous(memory_format=torch.channels_last)
             out: Tensor = self._model(x, sigma.to(device))
         return out
@@ -117,7 +117,7 @@ class TorchCompiled:
     def load(self, model: nn.Module, shape: Shape, precision: Precision, options: LoadOptions) -> LoadedDenoiser:
         """As `Runtime.load`; takes up to a minute. Torch keeps what it compiles in a cache of its own."""
         with failing_as("compilation by torch"), quietly(), torch.inference_mode(), threads(options.threads):
-            made = prepared(model, precision, options.device)
+            made = _prepared(model, precision, options.device)
             made.compile(dynamic=False, options={"freezing": True, "compile_threads": 1})
             loaded = _Eager(made, options)
             loaded(*example(shape, device=options.device))
@@ -140,7 +140,7 @@ class TorchCudaGraph:
     def load(self, model: nn.Module, shape: Shape, precision: Precision, options: LoadOptions) -> LoadedDenoiser:
         """As `Runtime.load`."""
         with failing_as("recording the network as a CUDA graph"):
-            return _Recorded(prepared(model, precision, options.device), shape, CudaDevice())
+            return _Recorded(_prepared(model, precision, options.device), shape, CudaDevice())
 
 
 class _Recorded:
@@ -149,7 +149,7 @@ class _Recorded:
         self._x, self._sigma, self._out = cuda.empty(shape.sizes), cuda.empty((shape.batch,)), cuda.empty(shape.sizes)
         self._x.zero_()
         self._sigma.fill_(1.0)
-        with torch.inference_mode(), exactly("cuda"):
+        with torch.inference_mode(), _exactly("cuda"):
             self._replay = cuda.record(self._work)
 
     def _work(self) -> None:
