@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import sys
 from typing import Any
 
@@ -28,7 +29,7 @@ def exported(model: nn.Module, shape: Shape, precision: Precision, options: Load
 def missing_package(names: tuple[str, ...], extra: str) -> Availability | None:
     """What to say when one of the packages is not installed."""
     for name in names:
-        if not package_version(name):
+        if importlib.util.find_spec(name) is None:
             return Availability(ok=False, reason=f"{name} is not installed", remedy=f"pip install 'scanside[{extra}]'")
     return None
 

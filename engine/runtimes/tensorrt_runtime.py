@@ -121,7 +121,9 @@ def build_plan(trt: Any, content: bytes, precision: Precision, timings: bytes = 
     if precision == "float32":
         config.clear_flag(trt.BuilderFlag.TF32)
     timing = config.create_timing_cache(timings)
-    config.set_timing_cache(timing, False)  # noqa: FBT003 - not across GPUs
+    if timing is None or not config.set_timing_cache(timing, False):  # noqa: FBT003 - not across GPUs
+        timing = config.create_timing_cache(b"")
+        config.set_timing_cache(timing, False)  # noqa: FBT003
     plan = builder.build_serialized_network(network, config)
     if plan is None:
         raise RuntimeFailed(f"TensorRT {trt.__version__} could not build a plan; its log says why")
