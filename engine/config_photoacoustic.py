@@ -28,7 +28,7 @@ class PhotoacousticConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=Tru
     speed_of_sound: Annotated[float, msgspec.Meta(ge=0, le=10000)] = 0.0
     """In m/s; 0: that of the stream, 1500 where it has none."""
     delay_samples: Annotated[float, msgspec.Meta(ge=-65535, le=65535)] = 0.0
-    """Added to the sample number at which the stream says that the laser fired."""
+    """Added to the time of the first sample that the stream says."""
     averages: Annotated[int, msgspec.Meta(ge=0, le=4096)] = 0
     """Shots averaged for one image; 0: as many as the stream says."""
     autofocus: Literal["off", "delay", "speed_of_sound"] = "off"

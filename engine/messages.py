@@ -148,7 +148,7 @@ class PhotoacousticHeader(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     """Shots to be averaged for one image."""
     element_gain: np.ndarray | None = None
     t0_samples: float = 0.0
-    """Sample number at which the laser fired."""
+    """Time of the first sample after the laser pulse, in samples."""
     adc_offset: float = 0.0
     """Reading of an element at rest."""
     dead: tuple[int, ...] = ()
