@@ -32,6 +32,7 @@ from .envelope import (
     Failed,
     Hello,
     Level,
+    Nack,
     Note,
     Open,
     Opened,
@@ -165,6 +166,10 @@ class WorkerPort:
     def send_note(self, session: str, level: Level, text: str) -> None:
         """Send a sentence for the operator's console."""
         self._station.post(Note(session=session, level=level, text=shorten(text)))
+
+    def ask_again(self, session: str, first: int, last: int) -> None:
+        """Ask for photoacoustic frames that are missing; see `Nack`."""
+        self._station.post(Nack(session=session, first=first, last=last))
 
     def end(self, session: str, *, complete: bool = True) -> None:
         """Say that everything of a session was sent; `complete` is false when something of it is missing."""

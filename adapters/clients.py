@@ -25,11 +25,14 @@ from scanside.engine.limits import DEFAULT_LIMITS, Limits
 from .envelope import (
     LINK,
     Adapter,
+    Adjust,
+    Adjusted,
     Credit,
     Data,
     End,
     Envelope,
     Failed,
+    Nack,
     Note,
     Open,
     Opened,
@@ -98,6 +101,11 @@ class Producer:
         self._opened = self._over = self._closing = False
         self._error: ScansideError | None = None
         self._results: deque[Received] = deque()
+        self._adjusted: deque[int] = deque(maxlen=NOTES)
+        self.returned = 0
+        """Credit that came back in this session: it comes in the order of the messages, so it says what was used."""
+        self.asked_again: deque[tuple[int, int]] = deque(maxlen=NOTES)
+        """Photoacoustic frames that the worker misses, first and last of each gap."""
         self.notes: deque[Note] = deque(maxlen=NOTES)
         """What the worker wants the operator to know, newest last."""
         self._thread = threading.Thread(target=self._run, name="scanside-producer", daemon=True)
@@ -134,6 +142,8 @@ class Producer:
             self._opened = self._over = False
             self._since = time.monotonic()
             self._results.clear()
+            self.asked_again.clear()
+            self.returned = 0
         request = Open(
             session=self._session, config=config, adapter=adapter, dialect=dialect, parameters=dict(parameters or {})
         )
@@ -175,6 +185,17 @@ class Producer:
         data = Data(session=self._session, bytes=size, messages=messages, received=when)
         self._station.post(data, payload, timeout)
 
+    def adjust(self, values: Mapping[str, Value], *, everyone: bool = False) -> None:
+        """Change how this session, or with `everyone` all photoacoustic ones, reconstruct from now on; see `Adjust`."""
+        self._station.post(Adjust(session=LINK if everyone else self._session, parameters=dict(values)))
+
+    def wait_adjusted(self, timeout: float) -> int:
+        """To how many sessions the change was passed on. Raises `DeadlineMissed` when the broker does not answer."""
+        with self._changed:
+            if not self._changed.wait_for(lambda: bool(self._adjusted), timeout):
+                raise DeadlineMissed(f"no answer within {timeout:g} s; is `scanside serve --bus` running?")
+            return self._adjusted.popleft()
+
     def end(self, *, complete: bool = True) -> None:
         """Say that no more data follows. Results still arrive until the worker is done."""
         self._station.post(End(session=self._session, complete=complete))
@@ -215,6 +236,11 @@ class Producer:
 
     def _take(self, received: Received) -> None:
         envelope = received.envelope
+        if isinstance(envelope, Adjusted):
+            with self._changed:
+                self._adjusted.append(envelope.sessions)
+                self._changed.notify_all()
+            return
         if envelope.session != self._session:
             return
         with self._changed:
@@ -223,6 +249,9 @@ class Producer:
                     self._opened, self._credit = True, size
                 case Credit(bytes=size):
                     self._credit += size
+                    self.returned += size
+                case Nack(first=first, last=last):
+                    self.asked_again.append((first, last))
                 case Result():
                     self._results.append(received)
                 case Note():

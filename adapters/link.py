@@ -15,6 +15,7 @@ from scanside.engine.limits import DEFAULT_LIMITS, Limits
 
 from .envelope import (
     LINK,
+    Adjust,
     Direction,
     Envelope,
     Failed,
@@ -92,7 +93,7 @@ class Link:
         """
         frames = frames_of(payload)
         check_payload(envelope, [part.nbytes for part in frames], self.limits)
-        if envelope.session == LINK:
+        if envelope.session == LINK or isinstance(envelope, Adjust):
             ready: Envelope = numbered(envelope, self._count)
             self._count += 1
         else:
@@ -157,7 +158,7 @@ class Link:
         if isinstance(envelope, Ping):
             self.post(Pong())
             return None
-        if envelope.session == LINK:
+        if envelope.session == LINK or isinstance(envelope, Adjust):
             return Received(envelope, payload)
         if isinstance(envelope, Open):
             self.sessions.setdefault(envelope.session, _Session())

@@ -21,8 +21,10 @@ from scanside.engine.messages import EndOfStream, PhotoacousticFrame, Photoacous
 from .envelope import pack_map, unpack_map
 
 __all__ = [
+    "AXES",
     "HEAD_BYTES",
     "MAGIC",
+    "POSE_NUMBERS",
     "Acquisition",
     "Detectors",
     "Device",
@@ -397,6 +399,7 @@ def header_message(header: PhotoacousticHeader) -> Header:
         "detector_orientation": _bytes(header.orientations),
     }
     general = {"unique_identifier": "unknown", **device.get("general", {}), "num_detectors": header.elements}
+    general["num_illuminators"] = len(device.get("illuminators", {}))
     extra: dict[str, Any] = dict(details.get("x_scanside", {}))
     extra |= {"t0_samples": header.t0_samples, "adc_offset": header.adc_offset, "dead_elements": header.dead}
     extra |= {"pixels": header.pixels, "field_of_view": header.field_of_view_m}

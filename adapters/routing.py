@@ -17,6 +17,8 @@ from scanside.engine.limits import Limits
 
 from .envelope import (
     LINK,
+    Adjust,
+    Adjusted,
     Credit,
     Data,
     Direction,
@@ -24,6 +26,7 @@ from .envelope import (
     Envelope,
     Failed,
     Hello,
+    Nack,
     Note,
     Open,
     Opened,
@@ -161,6 +164,8 @@ class Router:
             self._hello(self._peer(identity), envelope)
         elif isinstance(envelope, Open):
             self._open(self._peer(identity), envelope)
+        elif isinstance(envelope, Adjust):
+            self._adjust(identity, envelope)
         elif envelope.session == LINK:
             self._link(envelope)
         else:
@@ -268,6 +273,8 @@ class Router:
                 session.credit += size
             case Result() | Stats() | Note():
                 self._show(session, envelope, frames)
+            case Nack():
+                self._counts["nack"] += 1
             case End() | Failed():
                 self._counts[type(envelope).__name__.lower()] += 1
             case Refused() if not session.opened:
@@ -278,6 +285,21 @@ class Router:
             self._send(session.producer, frames)
         if session.over or isinstance(envelope, (Failed, Refused)):
             self._forget(session)
+
+    def _adjust(self, identity: bytes, envelope: Adjust) -> None:
+        """Pass a change on to the workers of one session, or of all photoacoustic ones, and say to how many."""
+        meant = [
+            (session.worker, session.key)
+            for session in self._sessions.values()
+            if session.worker is not None
+            and session.request.adapter == "pat"
+            and envelope.session in (LINK, session.key)
+        ]
+        for worker, key in meant:
+            self._send(worker, [encode(msgspec.structs.replace(envelope, session=key))])
+        self._counts["adjusted"] += len(meant)
+        peer = self.peers.get(identity) or Peer(identity)
+        self._send(peer, [encode(numbered(Adjusted(sessions=len(meant)), 0))])
 
     def _show(self, session: _Session, envelope: Envelope, frames: Frames) -> None:
         if isinstance(envelope, Result):

@@ -9,7 +9,17 @@ import numpy as np
 from scanside.engine.config import ConfigStore, SystemConfig
 from scanside.engine.errors import PeerError, ScansideError
 from scanside.engine.headers import AcquisitionFlag, has_flag
-from scanside.engine.messages import AcquisitionBatch, EndOfScan, Event, FrameStats, Image, Message, Note, Parameters
+from scanside.engine.messages import (
+    AcquisitionBatch,
+    EndOfScan,
+    Event,
+    FrameStats,
+    Image,
+    Message,
+    MissingFrames,
+    Note,
+    Parameters,
+)
 from scanside.engine.streaming.session import NoiseStore, Session
 
 from . import mrd
@@ -37,6 +47,10 @@ class Reply(msgspec.Struct, frozen=True, eq=False):
     stats: FrameStats | None = None
     series: int = 0
     image: int = 0
+    note: Note | None = None
+    """For the operator's console on the bus, where it is not in `buffers`."""
+    missing: MissingFrames | None = None
+    """Photoacoustic frames to be sent again."""
     failed: str = ""
     """Fixed word for why the session cannot go on, and the sentence that says so."""
     text: str = ""

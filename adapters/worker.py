@@ -20,16 +20,17 @@ import structlog
 import torch
 import zmq
 from scanside.engine.config import ConfigStore, Value, with_overrides
-from scanside.engine.errors import ScansideError
+from scanside.engine.errors import ConfigError, ScansideError
 from scanside.engine.messages import EndOfScan, Event, Message
 from scanside.engine.simulation.scan import simulate_scan
 from scanside.engine.streaming.session import NoiseStore, Session
 
 from .bus import WorkerPort
-from .envelope import Data, End, Envelope, Failed, Open, Reason
+from .envelope import Adjust, Data, End, Envelope, Failed, Open, Reason
 from .grammar import Dialect, Role
 from .logs import configure_logging
 from .mrd_framing import Framer
+from .photoacoustic_scan import PhotoacousticScan
 from .process import tune_process
 from .scan import NOISE, ROLE, Reply, Scan
 
@@ -47,12 +48,13 @@ NOISE_KEPT = 256
 """Noise measurements kept for later scans; the oldest go first."""
 
 _Item = tuple[Envelope, list[memoryview]]
+_AnyScan = Scan | PhotoacousticScan
 
 
 class _Runner(threading.Thread):
     """One session: decodes and reconstructs in the order of arrival, and returns credit for what it has used."""
 
-    def __init__(self, worker: Worker, request: Open, scan: Scan) -> None:
+    def __init__(self, worker: Worker, request: Open, scan: _AnyScan) -> None:
         super().__init__(name=f"session-{request.session[:8]}", daemon=True)
         self._worker, self._session, self._scan = worker, request.session, scan
         self._framer = Framer(worker.limits)
@@ -73,6 +75,8 @@ class _Runner(threading.Thread):
             _log.exception("session crashed")
             self._fail("engine", f"internal error: {type(error).__name__}: {error}")
         finally:
+            if isinstance(self._scan, PhotoacousticScan):
+                self._scan.close()
             self._worker.forget(self._session)
             del self._scan, self._framer
             gc.collect()  # a scan's buffers hang in a cycle, and the collector hardly ever runs by itself here
@@ -86,11 +90,14 @@ class _Runner(threading.Thread):
             begun = time.monotonic_ns()
             self._gap, self._arrived = begun - self._arrived, begun
             received = envelope.received / 1e9 or time.monotonic()
-            for part in payload:
-                self._send(self._scan.take(self._framer.feed(part), received), envelope.received)
+            self._take(payload, received, envelope.received)
             self._busy = time.monotonic_ns() - begun
             if not self.stopped:
                 self._worker.port.grant_credit(envelope)
+            return not self.stopped
+        if isinstance(envelope, Adjust):
+            if isinstance(self._scan, PhotoacousticScan):
+                self._send(self._scan.adjust(envelope.parameters), time.monotonic_ns())
             return not self.stopped
         if isinstance(envelope, End):
             self._framer.finish()
@@ -98,6 +105,13 @@ class _Runner(threading.Thread):
             if not self.stopped:
                 self._worker.port.end(self._session)
         return False
+
+    def _take(self, payload: list[memoryview], received: float, received_ns: int) -> None:
+        if isinstance(self._scan, PhotoacousticScan):
+            self._send(self._scan.take(payload, received), received_ns)
+            return
+        for part in payload:
+            self._send(self._scan.take(self._framer.feed(part), received), received_ns)
 
     def _send(self, replies: Iterator[Reply], received: int) -> None:
         port = self._worker.port
@@ -108,6 +122,10 @@ class _Runner(threading.Thread):
                 self._fail(reply.failed, reply.text)
             elif reply.stats is not None:
                 port.send_stats(self._session, reply.stats)
+            elif reply.note is not None:
+                port.send_note(self._session, reply.note.level, reply.note.text)
+            elif reply.missing is not None:
+                port.ask_again(self._session, reply.missing.first, reply.missing.last)
             else:
                 port.send_result(
                     self._session, reply.buffers, series=reply.series, image=reply.image, received=received
@@ -122,13 +140,21 @@ class _Runner(threading.Thread):
 class Worker:
     """Serves sessions of the bus at `endpoint` until `stop` or until its parent process is gone.
 
-    `threads`: processor threads of iterative reconstructions.
+    `threads`: processor threads of iterative reconstructions; `record`: folder for recordings of photoacoustic streams.
     """
 
     def __init__(
-        self, endpoint: str, store: ConfigStore, *, name: str, identity: bytes | None = None, threads: int = 1
+        self,
+        endpoint: str,
+        store: ConfigStore,
+        *,
+        name: str,
+        identity: bytes | None = None,
+        threads: int = 1,
+        record: Path | None = None,
     ) -> None:
         self.store = store
+        self._record = record
         self.threads = threads
         self.limits = store.get("default").limits
         self.noise: NoiseStore = {}
@@ -184,16 +210,22 @@ class Worker:
             self.port.refuse(request.session, "config", str(error))
             return
         runner = _Runner(self, request, scan)
-        scan.idle = runner.idle
+        if isinstance(scan, Scan):
+            scan.idle = runner.idle
         with self._lock:
             self._runners[request.session] = runner
         self.port.accept(request.session, credit=CREDIT)
         runner.start()
 
-    def _scan(self, request: Open) -> Scan:
+    def _scan(self, request: Open) -> _AnyScan:
         values: dict[str, Value] = dict(request.parameters)
+        if request.adapter == "pat":
+            config = with_overrides(self.store.get(request.config), values, source="parameters of the session")
+            return PhotoacousticScan(config, threads=self.threads, record=self._record)
         role, noise = Role(str(values.pop(ROLE, Role.SCAN))), str(values.pop(NOISE, ""))
         config = with_overrides(self.store.get(request.config), values, source="parameters of the session")
+        if config.kind != "mri":
+            raise ConfigError(f"{config.name} is for photoacoustic streams, not for MRI; choose another, e.g. default")
         dialect = Dialect(request.dialect or Dialect.GADGETRON)
         return Scan(config, self.store, self.noise, role=role, noise_id=noise, dialect=dialect, threads=self.threads)
 
@@ -228,6 +260,7 @@ def main() -> None:
     parser.add_argument(
         "--configs", action="append", default=[], type=Path, metavar="DIR", help="folder of configurations"
     )
+    parser.add_argument("--record", type=Path, metavar="DIR", help="record photoacoustic streams into this folder")
     parser.add_argument("--parent", type=int, help="end when the process with this number is not our parent any more")
     arguments = parser.parse_args()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the whole group; the server decides when we stop
@@ -244,6 +277,7 @@ def main() -> None:
         store,
         name=arguments.name,
         identity=arguments.identity.encode() or None,
+        record=arguments.record,
         threads=arguments.threads or max(1, len(os.sched_getaffinity(0))),
     )
     signal.signal(signal.SIGTERM, lambda *_: worker.stop())

@@ -29,7 +29,7 @@ from ..messages import (
     TriggerReason,
 )
 from .photoacoustic_part import Ready, StreamPart
-from .photoacoustic_reconstruction import AllDead
+from .photoacoustic_reconstruction import AllDead, Focus
 from .photoacoustic_shots import FLAG_LOST, FrameOrder, Shot
 from .results import StageClock
 
@@ -39,7 +39,7 @@ _COUNTER = 0xFFFF
 _SPEEDS = (300.0, 10000.0)
 _DELAYS = (-65535.0, 65535.0)
 _AVERAGES = (1, 4096)
-_FOCUS = ("delay", "speed_of_sound")
+_FOCUS: dict[str, Focus] = {"delay": "delay", "speed_of_sound": "speed_of_sound"}
 _NOTES = 8
 """Notes of one kind before the session falls silent about it; the counts go on."""
 
@@ -196,13 +196,17 @@ class PhotoacousticSession:
         yield image
         yield self._stats(ready, clock, outcome, reason)
         if reason:
-            yield from self._say(reason, "warning", f"image of shot {shot.number} is {outcome}: {reason.replace('_', ' ')}")
+            yield from self._say(
+                reason, "warning", f"image of shot {shot.number} is {outcome}: {reason.replace('_', ' ')}"
+            )
         yield from self._unmix(part, ready, image, meta)
 
     def _on_time(self, shot: Shot) -> bool:
         return time.monotonic() - shot.received <= self.config.photoacoustic.frame_deadline_s
 
-    def _unmix(self, part: StreamPart, ready: Ready, image: Image, meta: Mapping[str, str]) -> Iterator[PhotoacousticEvent]:
+    def _unmix(
+        self, part: StreamPart, ready: Ready, image: Image, meta: Mapping[str, str]
+    ) -> Iterator[PhotoacousticEvent]:
         found = part.unmixed(ready.shot.wavelength, image.pixels[0, 0])
         if found is None:
             return
@@ -262,13 +266,15 @@ class PhotoacousticSession:
             raise ConfigError(f"{name[:40]!r} cannot be adjusted in a running stream; known: {known}")
 
     def _focus(self, part: StreamPart, parameter: str) -> Iterator[PhotoacousticEvent]:
-        if parameter not in _FOCUS:
+        chosen = _FOCUS.get(parameter)
+        if chosen is None:
             raise ConfigError(f"autofocus = {parameter[:40]!r}: allowed: {', '.join(_FOCUS)}")
         shot = part.latest
         if shot is None:
             raise ConfigError("there is no whole shot yet on which to focus; try again in a moment")
-        found = part.reconstructor.autofocus(shot.samples, parameter)
-        yield Note("info", str(found))
+        if part.reconstructor.dead.all():
+            raise ConfigError("all elements are dead; there is nothing on which to focus")
+        yield Note("info", str(part.reconstructor.autofocus(shot.samples, chosen)))
 
     # The end
 

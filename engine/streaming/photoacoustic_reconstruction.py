@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from typing import Literal
 
 import msgspec
 import numpy as np
@@ -12,24 +13,29 @@ from ..baselines.photoacoustic import LiveBeamformer
 from ..config import SystemConfig
 from ..errors import ConfigError, NoImage, PeerError
 from ..messages import PhotoacousticHeader
+from .photoacoustic_focus import Search, concentration, find_focus
 from .photoacoustic_shots import Shot
 
-__all__ = ["DEFAULT_SPEED", "AllDead", "Averager", "ShotReconstructor", "Tuning", "View", "enclosed_view"]
+__all__ = ["DEFAULT_SPEED", "AllDead", "Averager", "Focus", "ShotReconstructor", "Tuning", "View", "enclosed_view"]
 
 DEFAULT_SPEED = 1500.0
 """Speed of sound in m/s in water at 26 degrees Celsius, where neither stream nor configuration says another."""
 _INNER = 0.45
 """Half of a side of the field of view, as a fraction of the radius of the array: the corners stay well inside."""
+_DELAY_SEARCH: Search = (24.0, 4.0, 1.0)
+"""In samples."""
+_SPEED_SEARCH: Search = (0.03, 0.002, 0.0005)
+"""As fractions: at 1500 samples from the array one step is 3 samples, and 0.75."""
 _PATTERNS = 8
 """Sets of silent elements for which a beamformer is kept."""
 
+Focus = Literal["delay", "speed_of_sound"]
 View = tuple[float, float, float, float]
 """Start and end along x1, start and end along x2, in m."""
 
 
 class AllDead(Exception):
     """No element has a signal."""
-
 
 
 def enclosed_view(positions_m: NDArray[np.float64]) -> View:
@@ -142,6 +148,30 @@ class ShotReconstructor:
         self.dead |= flat
         return np.flatnonzero(fresh)
 
+    def autofocus(self, samples: NDArray[np.generic], parameter: Focus) -> Tuning:
+        """Search the sharpest image of a shot over one parameter and keep what is found.
+
+        It looks 24 samples to both sides of the delay, or 3 % of the speed of sound; repeat it for more. It takes as long as
+        about 40 images.
+        """
+        delay = parameter == "delay"
+        before = self.delay_samples if delay else self.speed_of_sound
+        change = self.set_delay if delay else self.set_speed_of_sound
+        reach, coarse, fine = _DELAY_SEARCH if delay else _SPEED_SEARCH
+        unit = 1.0 if delay else before
+
+        def sharpness(value: float) -> float:
+            change(value)
+            return concentration(self.image(samples))
+
+        try:
+            after, gain = find_focus(sharpness, before, (reach * unit, coarse * unit, fine * unit))
+        except (AllDead, ValueError):
+            change(before)
+            raise
+        change(after)
+        return Tuning(parameter, before, after, gain)
+
 
 class Averager:
     """Sums shots of one wavelength until there are enough; values keep the offset of the converter.
@@ -181,7 +211,7 @@ class Averager:
             self._sum = samples.astype(np.float32)
             self.flags, self.clipped = 0, False
         else:
-            self._sum += samples
+            np.add(self._sum, samples, out=self._sum, casting="unsafe")
         self._shot = shot
         self.count += 1
         self.flags |= shot.flags
@@ -202,3 +232,6 @@ class Tuning(msgspec.Struct, frozen=True):
     after: float
     gain: float
 
+    def __str__(self) -> str:
+        name, unit = ("delay", "samples") if self.parameter == "delay" else ("speed of sound", "m/s")
+        return f"autofocus: {name} {self.before:.6g} to {self.after:.6g} {unit}, image {self.gain:.3g} times as sharp"

@@ -70,9 +70,7 @@ class FrameOrder:
         if not frame.intact:
             return Verdict(usable=False, late=True)
         first, last = self._gaps[place]
-        self._gaps[place : place + 1] = [
-            (a, b) for a, b in ((first, frame.seq - 1), (frame.seq + 1, last)) if a <= b
-        ]
+        self._gaps[place : place + 1] = [(a, b) for a, b in ((first, frame.seq - 1), (frame.seq + 1, last)) if a <= b]
         self.missing -= 1
         return Verdict(usable=True, late=True)
 
