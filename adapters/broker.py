@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import struct
 import threading
+import uuid
 from collections.abc import Sequence
 from typing import Self
 
@@ -59,7 +60,9 @@ class Broker:
         """For sockets of the same process; close them before `stop`."""
         self.bound: tuple[str, ...] = ()
         """The endpoints of `binds` with the ports that they got."""
-        self._router = Router(self._send, self._publish, limits, times or BrokerTimes())
+        self.lender = b"gateway-" + uuid.uuid4().hex.encode()
+        """Identity of the one producer whose payload may lie in the arena; keep it within this process."""
+        self._router = Router(self._send, self._publish, limits, times or BrokerTimes(), lender=self.lender)
         self._socket = configure(self.context.socket(zmq.ROUTER), limits)
         self._viewers = configure(self.context.socket(zmq.PUB), limits, queue_messages=VIEWER_MESSAGES)
         self._commands: Outbox[bytes] = Outbox()

@@ -14,13 +14,16 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 
+import numpy as np
 import zmq
 from scanside.engine.errors import EngineError
 from scanside.engine.limits import DEFAULT_LIMITS, Limits
 from scanside.engine.messages import FrameStats
 
+from .arena import Arena
 from .broker import INPROC, INPROC_VIEWERS, Broker
 from .clients import Producer, Published, Subscriber, Value, payload_size
 from .envelope import (
@@ -44,7 +47,7 @@ from .envelope import (
     new_session,
     shorten,
 )
-from .link import Bytes, Link, Received, Station
+from .link import Bytes, Link, Received, Station, frames_of
 from .routing import BrokerStatus, BrokerTimes, WorkerStatus
 from .sockets import Policy, check_bind
 
@@ -117,9 +120,9 @@ class WorkerPort:
         self._station.post(self._hello)
         return ended
 
-    def accept(self, session: str, *, credit: int) -> None:
-        """Answer `Open`: the producer may send `credit` bytes."""
-        self._station.post(Opened(session=session, credit=credit))
+    def accept(self, session: str, *, credit: int, shared: bool = False) -> None:
+        """Answer `Open`: the producer may send `credit` bytes, and with `shared` may leave them in the server's arena."""
+        self._station.post(Opened(session=session, credit=credit, shared=shared))
 
     def refuse(self, session: str, reason: Reason, text: str) -> None:
         """Answer `Open` with no."""
@@ -184,12 +187,39 @@ class WorkerPort:
         self._station.close()
 
 
+class _Ledger:
+    """Credit of one session, and the views on payload that the worker may still have to read."""
+
+    __slots__ = ("_lent", "_returned", "credit", "shared")
+
+    def __init__(self, credit: int, *, shared: bool) -> None:
+        self.credit, self.shared = credit, shared
+        self._lent: deque[tuple[int, Sequence[memoryview]]] = deque()
+        self._returned = 0
+
+    @property
+    def unconsumed(self) -> int:
+        return len(self._lent)
+
+    def spend(self, cost: int, views: Sequence[memoryview]) -> None:
+        self.credit -= cost
+        self._lent.append((cost, views))
+
+    def earn(self, size: int) -> None:
+        """A worker gives back what it has consumed in the order in which it came."""
+        self.credit += size
+        self._returned += size
+        while self._lent and self._lent[0][0] <= self._returned:
+            self._returned -= self._lent.popleft()[0]
+
+
 class AsyncPort:
     """A gateway's end: many sessions on one socket, on the asyncio loop that runs when it is made.
 
     `on_message(envelope, payload)` is called for `Opened`, `Credit`, `Result`, `Stats`, `Note`, `End`, `Failed` and `Refused`, in
     order; it must not block. The payload are views that stay valid as long as someone holds them. All methods belong to the
-    loop's thread.
+    loop's thread. Payload that lies in `arena` stays there for workers that can read it;
+    `identity` is then the broker's `lender`.
     """
 
     def __init__(
@@ -199,17 +229,30 @@ class AsyncPort:
         *,
         endpoint: str = INPROC,
         limits: Limits = DEFAULT_LIMITS,
+        arena: Arena | None = None,
+        identity: bytes = b"",
     ) -> None:
         self._on_message = on_message
-        self._credit: dict[str, int] = {}
-        self._link = Link(context, endpoint, limits=limits)
+        self._arena = arena
+        self._ledgers: dict[str, _Ledger] = {}
+        self._link = Link(context, endpoint, identity=identity, limits=limits)
         self._loop = asyncio.get_running_loop()
         self._again: asyncio.Handle | None = None
         self._loop.add_reader(self._link.socket.fileno(), self._turn)
 
     def credit(self, session: str) -> int:
         """Bytes that may be sent in a session; 0 or less: wait for `Credit`. 0 for a session that is over or not opened yet."""
-        return self._credit.get(session, 0) if session in self._link.sessions else 0
+        ledger = self._ledgers.get(session)
+        return ledger.credit if ledger is not None and session in self._link.sessions else 0
+
+    def unconsumed(self, session: str) -> int:
+        """Messages of a session that its worker has not given back yet."""
+        ledger = self._ledgers.get(session)
+        return 0 if ledger is None else ledger.unconsumed
+
+    def buffer(self, size: int) -> memoryview:
+        """Memory of at least `size` bytes to receive into, from which `send` need not copy."""
+        return np.empty(size, np.uint8).data if self._arena is None else self._arena.lend(size)
 
     def open(
         self,
@@ -235,19 +278,22 @@ class AsyncPort:
         return request.session
 
     def send(self, session: str, payload: Sequence[Bytes], *, messages: int, received: int) -> None:
-        """Send payload frames without a copy (from 64 KiB); they must not change afterwards. Dropped when the session is over.
+        """Send payload without a copy (from 64 KiB); it must not change afterwards. Dropped when the session is over.
 
         `received`: time in ns at which the last byte was read. Raises `EngineError` without credit: read no more from the peer
         until `credit` is above zero (policy `block`).
         """
         if session not in self._link.sessions:
             return
-        if self.credit(session) <= 0:
+        ledger = self._ledgers.get(session)
+        if ledger is None or ledger.credit <= 0:
             raise EngineError(f"no credit in session {session}; wait for `Credit` before sending more")
-        size = payload_size(payload)
-        data = Data(session=session, bytes=size, messages=messages, received=received)
-        self._post(data, payload)
-        self._credit[session] -= cost(size)
+        views = frames_of(payload)
+        size = sum(view.nbytes for view in views)
+        spans = self._arena.spans(views) if self._arena is not None and ledger.shared else None
+        data = Data(session=session, bytes=size, messages=messages, received=received, shared=tuple(spans or ()))
+        self._post(data, () if spans else views)
+        ledger.spend(cost(size), views if spans else ())
 
     def end(self, session: str, *, complete: bool = True) -> None:
         """Say that no more data follows; results still arrive until the worker's `End`."""
@@ -287,13 +333,15 @@ class AsyncPort:
 
     def _count(self, envelope: Envelope) -> None:
         match envelope:
-            case Opened(session=session, credit=size) | Credit(session=session, bytes=size):
-                self._credit[session] = self._credit.get(session, 0) + size
+            case Opened(session=session, credit=size, shared=shared):
+                self._ledgers[session] = _Ledger(size, shared=shared)
+            case Credit(session=session, bytes=size) if session in self._ledgers:
+                self._ledgers[session].earn(size)
         self._forget_if_over(envelope.session)
 
     def _forget_if_over(self, session: str) -> None:
         if session not in self._link.sessions:
-            self._credit.pop(session, None)
+            self._ledgers.pop(session, None)
 
     def close(self) -> None:
         """Close the socket. The broker then tells the workers that the sessions left open are incomplete."""

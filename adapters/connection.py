@@ -23,6 +23,7 @@ from scanside.engine.errors import StreamError
 from scanside.engine.messages import FrameStats
 
 from . import mrd
+from .arena import SLAB_BYTES
 from .envelope import Credit, End, Envelope, Failed, Opened, Refused, Result, Stats
 from .feed import Feed
 from .grammar import Action, Answer, Begin, Failure, Finish, Forward, Grammar, Role, Stage, reply_text
@@ -37,8 +38,6 @@ __all__ = ["Connection", "ConnectionOptions", "Phase"]
 
 _log = structlog.get_logger("gateway")
 
-SLAB_BYTES = 1 << 20
-"""Receive memory at a time: small, so that it is still in the cache when it is sent on."""
 HOLD_BYTES = 8 << 20
 """Received data kept while a session is not open yet or has no credit; reading stops beyond it."""
 DISCARD_BYTES = 1 << 16
@@ -85,7 +84,7 @@ class Connection(asyncio.BufferedProtocol):
 
     def __init__(self, gateway: Gateway) -> None:
         self._gateway, self._options = gateway, gateway.options
-        self._framer = Framer(gateway.limits, slab_bytes=SLAB_BYTES)
+        self._framer = Framer(gateway.limits, slab_bytes=SLAB_BYTES, allocate=gateway.port.buffer)
         options = self._options
         self._grammar = Grammar(gateway.store, gateway.answer, dialect=options.dialect, default=options.default_config)
         self.feed = Feed(gateway.port)

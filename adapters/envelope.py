@@ -133,17 +133,21 @@ class Opened(Envelope, frozen=True, kw_only=True):
     """Worker to producer: go ahead, with this many bytes of credit."""
 
     credit: Positive
+    shared: bool = False
+    """Whether the worker can read payload from the arena of its server."""
 
 
 class Data(Envelope, frozen=True, kw_only=True):
-    """Producer to worker: raw data. With adapter `mrd` the payload frames hold whole MRD messages, byte for byte."""
+    """Producer to worker: raw data. With adapter `mrd` the payload holds whole MRD messages, byte for byte."""
 
     bytes: Positive
-    """Of all payload frames together."""
+    """Of the whole payload."""
     messages: Positive
     """MRD messages, or photoacoustic frames, in the payload."""
     received: Natural
     """Monotonic time in ns at which the last byte was read from the socket; 0 when it is of another host's clock."""
+    shared: Annotated[tuple[tuple[Natural, Positive], ...], msgspec.Meta(max_length=256)] = ()
+    """Offset and length of each part of the payload in the arena; there are no payload frames then."""
 
 
 class Credit(Envelope, frozen=True, kw_only=True):
@@ -340,6 +344,12 @@ def check_payload(envelope: Envelope, sizes: Sequence[int], limits: Limits = DEF
     for size in sizes:
         limits.check("bus_frame_bytes", size, what="payload frame")
     total = sum(sizes)
+    if isinstance(envelope, Data) and envelope.shared:
+        if sizes:
+            raise PeerError(
+                f"data with both {len(sizes)} payload frames and payload in the arena; one of them is allowed"
+            )
+        total = sum(length for _, length in envelope.shared)
     limits.check("message_bytes", total, what="payload of one bus message")
     if total != declared:
         raise PeerError(f"{type(envelope).__name__.lower()} announces {declared} payload bytes, {total} arrived")

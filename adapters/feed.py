@@ -18,8 +18,11 @@ PIECE_BYTES = 16 << 20
 """Larger messages travel on the bus in pieces of this size."""
 BATCH_FRAMES = 128
 """Pieces of one bus message."""
-BATCH_BYTES = 1 << 20
+BATCH_BYTES = 2 << 20
 """A bus message is full with this much: what a worker can use while it is still in the processor's cache."""
+
+AHEAD = 2
+"""With so many messages unconsumed, more data waits until there is a full message or one of them is consumed."""
 
 
 class _Piece(NamedTuple):
@@ -77,13 +80,17 @@ class Feed:
         self.flush()
 
     def flush(self) -> None:
-        """Send what is held as far as credit goes, then the end."""
-        while self._held and self._port.credit(self.session) > 0:
+        """Send what is held as far as credit goes, then the end. What need not be sent at once waits for more."""
+        while self._held and self._port.credit(self.session) > 0 and self._is_due():
             self._send()
         # a session that waits for a worker would be over at once
         if self._ending and self._opened and not self._held and not self._ended:
             self._ended = True
             self._port.end(self.session, complete=self._complete)
+
+    def _is_due(self) -> bool:
+        """Whether the worker could use more: a busy one takes one large message for less than many small ones."""
+        return self._port.unconsumed(self.session) < AHEAD or self.held_bytes >= BATCH_BYTES or self._ending
 
     def _send(self) -> None:
         batch: list[_Piece] = []

@@ -7,6 +7,8 @@ and samples strided arrays with no work per message.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import msgspec
 import numpy as np
 from scanside.engine.errors import StreamError, TruncatedMessage
@@ -73,21 +75,32 @@ class Frame(msgspec.Struct, frozen=True, eq=False):
         return [Frame(self.id, self.view[at : at + size], 1, self.offset + at) for at in starts]
 
 
+def _private(size: int) -> memoryview:
+    return np.empty(size, np.uint8).data
+
+
 class Framer:
     """Incremental cutter of one direction of a session; does no input or output itself.
 
     Fill `buffer()` and call `advance()`, or hand bytes that are already in memory to `feed()`; both return the
     messages that are complete. Messages that stand before a broken one are returned first and the error is kept in
     `failure`: the next call raises it. When nothing precedes the broken message the error is raised at once. After an
-    error the stream cannot be resumed.
+    error the stream cannot be resumed. `allocate` gives writable memory of at least so many bytes for a slab.
 
     Errors: PeerError (unknown id, malformed field), LimitExceeded (declared size above its limit, raised from the
     length field, before the rest of the message is received), TruncatedMessage (`finish` inside a message). Each
     carries the byte offset of the message.
     """
 
-    def __init__(self, limits: Limits = DEFAULT_LIMITS, *, slab_bytes: int = SLAB_BYTES) -> None:
+    def __init__(
+        self,
+        limits: Limits = DEFAULT_LIMITS,
+        *,
+        slab_bytes: int = SLAB_BYTES,
+        allocate: Callable[[int], memoryview] = _private,
+    ) -> None:
         self.limits = limits
+        self._allocate = allocate
         self.failure: StreamError | None = None
         self._slab_bytes = slab_bytes
         self._margin = max(1, min(MARGIN_BYTES, slab_bytes // 8))
@@ -175,7 +188,7 @@ class Framer:
     def _renew(self) -> None:
         """Begin a new slab that has room for the current message, and carry over what there is of it."""
         have = self.pending
-        slab = np.empty(max(self._slab_bytes, max(self._need, have) + self._margin), np.uint8).data
+        slab = self._allocate(max(self._slab_bytes, max(self._need, have) + self._margin))
         slab[:have] = self._slab[self._start : self._end]
         self._origin += self._start
         self._slab, self._start, self._end = slab, 0, have

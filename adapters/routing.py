@@ -124,7 +124,10 @@ class _Session:
 
 
 class Router:
-    """The registry of workers and sessions. `send(peer, frames)` and `publish(topic, count, frames)` move what it decides on."""
+    """The registry of workers and sessions. `send(peer, frames)` and `publish(topic, count, frames)` move what it decides on.
+
+    Only the producer called `lender` may refer to payload in the arena: others could read what belongs to its sessions.
+    """
 
     def __init__(
         self,
@@ -132,7 +135,9 @@ class Router:
         publish: Callable[[bytes, int, Frames], None],
         limits: Limits,
         times: BrokerTimes,
+        lender: bytes,
     ) -> None:
+        self._lender = lender
         self.peers: dict[bytes, Peer] = {}
         self._send, self._publish, self._limits, self._times = send, publish, limits, times
         self._sessions: dict[str, _Session] = {}
@@ -259,6 +264,8 @@ class Router:
             self._forget(session)
 
     def _charge(self, session: _Session, data: Data) -> None:
+        if data.shared and (session.producer is None or session.producer.identity != self._lender):
+            raise PeerError("payload in the arena is for the gateway of the same server only; send payload frames")
         if session.credit <= 0:
             raise PeerError(f"data without credit ({session.credit} bytes); wait for `opened` or `credit`")
         session.credit -= cost(data.bytes)

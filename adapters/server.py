@@ -15,14 +15,15 @@ import threading
 import time
 import uuid
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 import msgspec
 import structlog
 from scanside.engine.config import ConfigStore
 from scanside.engine.errors import ConfigError, DeviceLost
 
-from .bus import AsyncPort, Broker, check_bind
+from .arena import Arena
+from .bus import AsyncPort, Broker, BrokerTimes, check_bind
 from .envelope import Envelope
 from .gadgetron import ConnectionOptions, Gateway
 from .metrics import Metrics, MetricsServer
@@ -31,6 +32,7 @@ from .queries import answer_query
 
 __all__ = ["ENVIRONMENT", "ServeOptions", "Server"]
 
+T = TypeVar("T")
 _log = structlog.get_logger("server")
 
 ENVIRONMENT = {
@@ -73,6 +75,8 @@ class ServeOptions(msgspec.Struct, frozen=True, kw_only=True):
     insecure: bool = False
     """Allow binds that other hosts can reach."""
     handshake_seconds: float = 10.0
+    worker_seconds: float = 20.0
+    """A worker that does not answer for so long is killed and replaced."""
     idle_seconds: float = 0.0
     drain_seconds: float = 5.0
 
@@ -93,6 +97,7 @@ class Server:
         self.metrics = Metrics()
         self.port = self.options.port
         self.metrics_port = self.options.metrics_port
+        self._arena: Arena | None = None
         self._broker: Broker | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._gateway: Gateway | None = None
@@ -113,7 +118,7 @@ class Server:
             self._start_broker()
             self._start_gateway()
             self._start_metrics()
-            self._crew = _Crew(self._require(self._broker), options)
+            self._crew = _Crew(self._require(self._broker), self._require(self._arena), options)
             self._crew.start()
             self._crew.wait_ready(START_SECONDS)
         except BaseException:
@@ -141,7 +146,9 @@ class Server:
             self._crew.stop()
         if self._broker is not None:
             self._broker.stop()
-        self._broker = self._crew = self._http = self._thread = None
+        if self._arena is not None:
+            self._arena.close()
+        self._broker = self._crew = self._http = self._thread = self._arena = None
 
     def wait(self) -> None:
         """Serve until SIGINT or SIGTERM."""
@@ -174,16 +181,18 @@ class Server:
         return time.monotonic() - self._beat < 2.0
 
     @staticmethod
-    def _require(broker: Broker | None) -> Broker:
-        if broker is None:
+    def _require(part: T | None) -> T:
+        if part is None:
             raise ConfigError("the server has not been started")
-        return broker
+        return part
 
     def _start_broker(self) -> None:
         binds = (self.options.bus,) if self.options.bus else ()
-        broker = Broker(binds=binds, insecure=self.options.insecure, limits=self.store.get("default").limits)
+        times = BrokerTimes(expiry=self.options.worker_seconds)
+        limits = self.store.get("default").limits
+        broker = Broker(binds=binds, insecure=self.options.insecure, limits=limits, times=times)
         broker.start()
-        self._broker = broker
+        self._broker, self._arena = broker, Arena()
         self.metrics.watch_queue("bus", lambda: broker.status().waiting)
 
     def _start_gateway(self) -> None:
@@ -215,7 +224,8 @@ class Server:
             drain_seconds=options.drain_seconds,
         )
         limits = self.store.get("default").limits
-        self._port = AsyncPort(self._require(self._broker).context, self._from_bus, limits=limits)
+        broker = self._require(self._broker)
+        self._port = AsyncPort(broker.context, self._from_bus, limits=limits, arena=self._arena, identity=broker.lender)
         self._gateway = Gateway(self.store, self._port, self.metrics, self._answer, options=connections, limits=limits)
         self._heartbeat()
         return await self._gateway.start(options.host, options.port)
@@ -268,10 +278,11 @@ class Server:
 
 
 class _Crew:
-    """The worker processes of a server: started, watched, replaced when they die, ended with it."""
+    """The worker processes of a server: started, watched, replaced when they die or hang, ended with it."""
 
-    def __init__(self, broker: Broker, options: ServeOptions) -> None:
-        self._broker, self._options = broker, options
+    def __init__(self, broker: Broker, arena: Arena, options: ServeOptions) -> None:
+        self._broker, self._arena, self._options = broker, arena, options
+        self._joined: set[bytes] = set()
         self._processes: dict[bytes, tuple[subprocess.Popen[bytes], float]] = {}
         self._ending = threading.Event()
         self._watcher = threading.Thread(target=self._watch, name="workers", daemon=True)
@@ -318,15 +329,18 @@ class _Crew:
             str(self._options.threads),
             "--parent",
             str(os.getpid()),
+            "--arena",
+            str(self._arena.fd),
         ]
         for folder in self._options.config_folders:
             command += ["--configs", str(folder)]
         environment = {**ENVIRONMENT, **os.environ}
-        process = subprocess.Popen(command, env=environment)  # noqa: S603 - our own interpreter
+        process = subprocess.Popen(command, env=environment, pass_fds=(self._arena.fd,))  # noqa: S603 - our own interpreter
         self._processes[identity] = process, time.monotonic()
 
     def _watch(self) -> None:
         while not self._ending.wait(0.1):
+            self._end_hung()
             for identity, (process, since) in list(self._processes.items()):
                 if process.poll() is None:
                     continue
@@ -336,3 +350,13 @@ class _Crew:
                 young = time.monotonic() - since < YOUNG_SECONDS
                 if not self._ending.wait(RESTART_SECONDS if young else 0):
                     self._hire()
+
+    def _end_hung(self) -> None:
+        """Kill the workers that the broker has given up because they did not answer; they are replaced like those that died."""
+        answering = {worker.identity for worker in self._broker.status().workers}
+        for identity in self._joined - answering:
+            process, _ = self._processes.get(identity, (None, 0.0))
+            if process is not None and process.poll() is None:
+                _log.error("worker hangs", pid=process.pid, seconds=self._options.worker_seconds)
+                process.kill()
+        self._joined = answering

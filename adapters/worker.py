@@ -20,16 +20,18 @@ import structlog
 import torch
 import zmq
 from scanside.engine.config import ConfigStore, Value, with_overrides
-from scanside.engine.errors import ConfigError, ScansideError
+from scanside.engine.errors import ConfigError, PeerError, ScansideError
 from scanside.engine.messages import EndOfScan, Event, Message
 from scanside.engine.simulation.scan import simulate_scan
 from scanside.engine.streaming.session import NoiseStore, Session
 
+from .arena import ArenaView
 from .bus import WorkerPort
 from .envelope import Adjust, Data, End, Envelope, Failed, Open, Reason
 from .grammar import Dialect, Role
 from .logs import configure_logging
-from .mrd_framing import Framer
+from .mrd_framing import Frame, Framer
+from .mrd_lengths import MessageId
 from .photoacoustic_scan import PhotoacousticScan
 from .process import tune_process
 from .scan import NOISE, ROLE, Reply, Scan
@@ -90,7 +92,7 @@ class _Runner(threading.Thread):
             begun = time.monotonic_ns()
             self._gap, self._arrived = begun - self._arrived, begun
             received = envelope.received / 1e9 or time.monotonic()
-            self._take(payload, received, envelope.received)
+            self._take(envelope, payload or self._worker.shared(envelope), received)
             self._busy = time.monotonic_ns() - begun
             if not self.stopped:
                 self._worker.port.grant_credit(envelope)
@@ -106,12 +108,13 @@ class _Runner(threading.Thread):
                 self._worker.port.end(self._session)
         return False
 
-    def _take(self, payload: list[memoryview], received: float, received_ns: int) -> None:
+    def _take(self, data: Data, payload: list[memoryview], received: float) -> None:
         if isinstance(self._scan, PhotoacousticScan):
-            self._send(self._scan.take(payload, received), received_ns)
+            self._send(self._scan.take(payload, received), data.received)
             return
         for part in payload:
-            self._send(self._scan.take(self._framer.feed(part), received), received_ns)
+            frames = [_kept(frame) if data.shared else frame for frame in self._framer.feed(part)]
+            self._send(self._scan.take(frames, received), data.received)
 
     def _send(self, replies: Iterator[Reply], received: int) -> None:
         port = self._worker.port
@@ -140,7 +143,8 @@ class _Runner(threading.Thread):
 class Worker:
     """Serves sessions of the bus at `endpoint` until `stop` or until its parent process is gone.
 
-    `threads`: processor threads of iterative reconstructions; `record`: folder for recordings of photoacoustic streams.
+    `threads`: processor threads of iterative reconstructions; `record`: folder for recordings of photoacoustic streams; `arena`:
+    where payload of the server's own gateway lies.
     """
 
     def __init__(
@@ -152,6 +156,7 @@ class Worker:
         identity: bytes | None = None,
         threads: int = 1,
         record: Path | None = None,
+        arena: ArenaView | None = None,
     ) -> None:
         self.store = store
         self._record = record
@@ -159,6 +164,7 @@ class Worker:
         self.limits = store.get("default").limits
         self.noise: NoiseStore = {}
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self._arena = arena
         self.port = WorkerPort(
             endpoint,
             name=name,
@@ -179,6 +185,12 @@ class Worker:
                 self._dispatch(envelope, payload)
         self.port.close()
         self._context.term()
+
+    def shared(self, data: Data) -> list[memoryview]:
+        """Payload that was left in the arena. Raises `PeerError` when it cannot be there."""
+        if self._arena is None:
+            raise PeerError("payload was left in an arena that this worker does not have")
+        return [self._arena.view(span) for span in data.shared]
 
     def stop(self) -> None:
         """End `run` soon."""
@@ -214,7 +226,7 @@ class Worker:
             scan.idle = runner.idle
         with self._lock:
             self._runners[request.session] = runner
-        self.port.accept(request.session, credit=CREDIT)
+        self.port.accept(request.session, credit=CREDIT, shared=self._arena is not None)
         runner.start()
 
     def _scan(self, request: Open) -> _AnyScan:
@@ -228,6 +240,13 @@ class Worker:
             raise ConfigError(f"{config.name} is for photoacoustic streams, not for MRI; choose another, e.g. default")
         dialect = Dialect(request.dialect or Dialect.GADGETRON)
         return Scan(config, self.store, self.noise, role=role, noise_id=noise, dialect=dialect, threads=self.threads)
+
+
+def _kept(frame: Frame) -> Frame:
+    """The frame on memory of its own if it may be passed on: that of the arena is used again once its credit is given back."""
+    if frame.id == MessageId.ACQUISITION:
+        return frame
+    return Frame(frame.id, memoryview(bytes(frame.view)), frame.count, frame.offset)
 
 
 def warm_up(store: ConfigStore) -> int:
@@ -262,6 +281,7 @@ def main() -> None:
     )
     parser.add_argument("--record", type=Path, metavar="DIR", help="record photoacoustic streams into this folder")
     parser.add_argument("--parent", type=int, help="end when the process with this number is not our parent any more")
+    parser.add_argument("--arena", type=int, help="inherited descriptor of the server's memory for payload")
     arguments = parser.parse_args()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the whole group; the server decides when we stop
     torch.set_num_threads(1)  # a readout is too little work to share; iterative solvers get more
@@ -279,6 +299,7 @@ def main() -> None:
         identity=arguments.identity.encode() or None,
         record=arguments.record,
         threads=arguments.threads or max(1, len(os.sched_getaffinity(0))),
+        arena=None if arguments.arena is None else ArenaView(arguments.arena),
     )
     signal.signal(signal.SIGTERM, lambda *_: worker.stop())
     worker.run(arguments.parent)

@@ -133,6 +133,15 @@ HOSTILE = {
     "nested parameters": msgpack.packb(
         ping(kind="open", session=SESSION, config="x", adapter="mrd", parameters={"a": [1]})
     ),
+    "part of the arena without bytes": msgpack.packb(
+        ping(kind="data", session=SESSION, bytes=1, messages=1, received=0, shared=[[0, 0]])
+    ),
+    "part of the arena before its begin": msgpack.packb(
+        ping(kind="data", session=SESSION, bytes=1, messages=1, received=0, shared=[[-1, 1]])
+    ),
+    "257 parts of the arena": msgpack.packb(
+        ping(kind="data", session=SESSION, bytes=257, messages=1, received=0, shared=[[0, 1]] * 257)
+    ),
     "reason of its own": msgpack.packb(ping(kind="failed", session=SESSION, reason="because", text="")),
 }
 
@@ -178,6 +187,17 @@ def test_payload_is_what_the_envelope_says():
     for envelope, sizes in ((data_of(10), [4, 5]), (data_of(10), []), (wire.Ping(), [0, 1])):
         with pytest.raises(PeerError, match="announces"):
             wire.check_payload(envelope, sizes)
+
+
+def test_payload_in_the_arena_counts_and_excludes_frames():
+    left = wire.Data(session=SESSION, bytes=9, messages=1, received=0, shared=((0, 4), (8, 5)))
+    wire.check_payload(left, [])
+    with pytest.raises(PeerError, match="one of them"):
+        wire.check_payload(left, [9])
+    with pytest.raises(PeerError, match="announces 8 payload bytes, 9 arrived"):
+        wire.check_payload(msgspec.structs.replace(left, bytes=8), [])
+    with pytest.raises(LimitExceeded, match="message_bytes"):
+        wire.check_payload(left, [], Limits(message_bytes=8))
 
 
 def test_payload_is_limited_by_frame_by_sum_and_by_count():
