@@ -8,12 +8,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..operators.cartesian import CartesianSense
 from ..operators.linear import LinearOperator
+from ..preparation.filters import to_image, to_kspace
 from .combine import root_sum_of_squares
 from .solvers import conjugate_gradients
 
-__all__ = ["UniformSense", "cg_sense", "lattice_columns"]
+__all__ = ["UniformSense", "cg_sense"]
 
 
 def cg_sense(
@@ -46,8 +46,10 @@ class UniformSense:
 
     maps: complex, (coil, z, y, x). acceleration: (Ry, Rz). offset: (oy, oz), first sampled line in the centered k-space.
     axes: those that are k-space in the data; (-3, -2) where the readout has been transformed on arrival.
-    Where R does not divide the matrix size, pixels no longer fold in groups; `solve` then runs `fallback_iterations` of
-    conjugate gradients instead, and `exact` is False. Raises ValueError for an acceleration that is no sampling of `axes`.
+    Where R does not divide the matrix size N, pixels of this size do not fold in groups, but those of N / (R M) the size do, M
+    being the number of lines: the same field of view, k-space wider or narrower by less than R lines, in which each
+    point of the lattice is a measured one. The image is solved there, with maps interpolated to those pixels, and its k-space cut
+    or filled up to N lines; `exact` is False. Raises ValueError for an acceleration that is no sampling of `axes`.
     """
 
     def __init__(
@@ -58,23 +60,26 @@ class UniformSense:
         *,
         regularization: float = 0.0,
         axes: Sequence[int] = (-3, -2),
-        fallback_iterations: int = 50,
     ) -> None:
         self._steps = (acceleration[1], acceleration[0], 1)
         self._starts = (offset[1], offset[0], 0)
         self._shape = tuple(maps.shape)
         _check_lattice(self._shape, self._steps, self._starts, axes)
-        self._regularization, self._iterations = regularization, fallback_iterations
         self.mask = _lattice(self._shape[1:], self._steps, self._starts, maps.device)
         """What is sampled, boolean, (z, y, x)."""
-        self.exact = all(size % step == 0 for size, step in zip(self._shape[1:], self._steps, strict=True))
-        """Whether `solve` is exact, not iterative."""
         self._axes = tuple(axis for axis in sorted(axes) if self._shape[axis] > 1)
-        self._operator: CartesianSense | None = None
-        if self.exact:
-            self._prepare(maps)
-        else:
-            self._operator = CartesianSense(maps, self.mask, axes)
+        counts = [len(range(first, n, step)) for n, step, first in self._along()]
+        sizes = [count * step for count, step in zip(counts, self._steps, strict=True)]
+        self.exact = sizes == list(self._shape[1:])
+        """Whether pixels fold in groups as they are."""
+        # where the lattice begins in the grid that it divides, whose center is that of the matrix
+        firsts = [first - n // 2 + size // 2 for (n, _, first), size in zip(self._along(), sizes, strict=True)]
+        self._grid = (self._shape[0], *sizes)
+        self._prepare(maps if self.exact else _interpolated(maps, sizes), firsts, regularization)
+
+    def _along(self) -> list[tuple[int, int, int]]:
+        """Matrix size, step and first line per axis (z, y, x)."""
+        return list(zip(self._shape[1:], self._steps, self._starts, strict=True))
 
     def solve(self, kspace: Tensor) -> Tensor:
         """The image (..., z, y, x) of centered k-space (..., coil, z, y, x); only the sampled lines are read."""
@@ -83,21 +88,19 @@ class UniformSense:
                 f"kspace has shape {tuple(kspace.shape)}, its last axes must be those of maps {self._shape}"
             )
         (oz, oy, _), (rz, ry, _) = self._starts, self._steps
-        if self._operator is None:
-            return self.solve_lines(kspace[..., oz::rz, oy::ry, :])
-        return cg_sense(self._operator, kspace, iterations=self._iterations, regularization=self._regularization)
+        return self.solve_lines(kspace[..., oz::rz, oy::ry, :])
 
     def solve_lines(self, lines: Tensor) -> Tensor:
-        """The image (..., z, y, x) of the sampled lines alone, (..., coil, z / Rz, y / Ry, x), in the order of k-space.
+        """The image (..., z, y, x) of the sampled lines alone, (..., coil, lines along z, lines along y, x), in their order.
 
-        For whoever collects lines in a buffer of their own. Raises ValueError where `exact` is False, and for other shapes.
+        For whoever collects lines in a buffer of their own. Raises ValueError for other shapes.
         """
-        coils, z, y, x = self._shape
+        coils, z, y, x = self._grid
         rz, ry, _ = self._steps
-        if not self.exact or tuple(lines.shape[-4:]) != (coils, z // rz, y // ry, x):
+        if tuple(lines.shape[-4:]) != (coils, z // rz, y // ry, x):
             raise ValueError(
                 f"lines has shape {tuple(lines.shape)} for maps {self._shape}, acceleration ({ry}, {rz}); "
-                "each size must be divided by its acceleration, without remainder"
+                f"its last axes must be {(coils, z // rz, y // ry, x)}"
             )
         folded = lines if self._phase is None else lines * self._phase
         if self._axes:
@@ -106,49 +109,84 @@ class UniformSense:
         image = self._unfolding[0] * folded[..., 0, :, :, :, :, :]
         for coil in range(1, coils):
             image.addcmul_(self._unfolding[coil], folded[..., coil, :, :, :, :, :])
-        return image.reshape(*lines.shape[:-4], z, y, x)
+        image = image.reshape(*lines.shape[:-4], z, y, x)
+        return image if self.exact else _resampled(image, self._shape[1:])
 
     def g_factor(self) -> Tensor:
         """Noise amplification over that of full sampling, less the sqrt(Ry Rz) of fewer samples: real, (z, y, x).
 
         sqrt(sum over coils |u|^2) sqrt(sum |maps|^2) / sqrt(Ry Rz), u being the unfolding weights; without regularization
-        the g of Pruessmann et al. (1999). 0 where the maps are 0. Raises ValueError where `exact` is False.
+        the g of Pruessmann et al. (1999). 0 where the maps are 0.
         """
-        if not self.exact:
-            raise ValueError(
-                f"acceleration {self._steps[1::-1]} does not divide the matrix {self._shape[1:]}: no g-factor"
-            )
-        noise = root_sum_of_squares(self._unfolding.reshape(self._shape))
+        noise = root_sum_of_squares(self._unfolding.reshape(self._grid))
         # The weights hold the scale of the folded transform, the root of its number of points.
-        points = math.prod(self._shape[axis] // self._steps[axis] for axis in self._axes)
-        return noise * self._power.sqrt() * math.sqrt(points / math.prod(self._steps))
+        points = math.prod(self._grid[axis] // self._steps[axis] for axis in self._axes)
+        factor = noise * self._power.sqrt() * math.sqrt(points / math.prod(self._steps))
+        return factor if self.exact else _stretched(factor, self._shape[1:])
 
-    def _prepare(self, maps: Tensor) -> None:
-        z, y, x = self._shape[1:]
+    def _prepare(self, maps: Tensor, firsts: Sequence[int], regularization: float) -> None:
+        z, y, x = self._grid[1:]
         rz, ry, _ = self._steps
         self._power = root_sum_of_squares(maps).square_()
-        _, self._phase = _lattice_phases(self._shape[1:], self._steps, self._starts, self._axes, maps)
-        columns = lattice_columns(maps, (ry, rz), (self._starts[1], self._starts[0]), self._axes)
-        weights = _least_squares(columns, self._regularization)
-        weights /= math.sqrt(math.prod(self._shape[axis] // self._steps[axis] for axis in self._axes))
+        shift, self._phase = _lattice_phases(self._grid[1:], self._steps, firsts, self._axes, maps)
+        groups = (maps.to(torch.complex128) * shift).reshape(-1, rz, z // rz, ry, y // ry, x)
+        groups = groups.movedim(3, 2).reshape(self._grid[0], rz * ry, -1)
+        weights = _least_squares(groups / math.sqrt(rz * ry), regularization)
+        weights /= math.sqrt(math.prod(self._grid[axis] // self._steps[axis] for axis in self._axes))
         unfolding = weights.movedim(1, 0).reshape(-1, rz, ry, z // rz, y // ry, x).movedim(2, 3)
         self._unfolding = unfolding.to(maps.dtype).contiguous()
 
 
-def lattice_columns(
-    maps: Tensor, acceleration: tuple[int, int], offset: tuple[int, int], axes: Sequence[int]
-) -> Tensor:
-    """What the coils see of each group of pixels that fold onto each other: complex128, (coil, Rz Ry, groups).
+def _interpolated(maps: Tensor, sizes: Sequence[int]) -> Tensor:
+    """(coil, z, y, x) on other numbers of pixels over the same field of view, by cubic splines through four neighbors.
 
-    Arguments as `UniformSense`, whose A^H A is columns^H columns, group by group. A group holds the pixels z / Rz and y / Ry
-    apart, z before y; groups are in the order (z / Rz, y / Ry, x).
+    The root of the sum of squares is interpolated by itself, so that unit maps stay so up to the edge of the object.
     """
-    coils, z, y, x = maps.shape
-    ry, rz = acceleration
-    axes = tuple(axis for axis in axes if maps.shape[axis] > 1)
-    shift, _ = _lattice_phases((z, y, x), (rz, ry, 1), (offset[1], offset[0], 0), axes, maps)
-    groups = (maps.to(torch.complex128) * shift).reshape(-1, rz, z // rz, ry, y // ry, x)
-    return groups.movedim(3, 2).reshape(coils, rz * ry, -1) / math.sqrt(rz * ry)
+    power, maps = _stretched(root_sum_of_squares(maps), sizes), _stretched(maps, sizes)
+    return maps * (power.clamp_min(0) / root_sum_of_squares(maps).clamp_min(torch.finfo(power.dtype).tiny))
+
+
+def _stretched(values: Tensor, sizes: Sequence[int]) -> Tensor:
+    for axis, size in zip((-3, -2, -1), sizes, strict=True):
+        if size != values.shape[axis]:
+            values = _along_axis(values, axis, size)
+    return values
+
+
+def _along_axis(values: Tensor, axis: int, size: int) -> Tensor:
+    """Catmull-Rom interpolation; positions keep their distance to the center, indices end at the edges."""
+    before = values.shape[axis]
+    place = (torch.arange(size, dtype=torch.float64, device=values.device) - size // 2) * (before / size) + before // 2
+    left = place.floor()
+    t = place - left
+    weights = (t * (t * (2 - t) - 1), t * t * (3 * t - 5) + 2, t * (t * (4 - 3 * t) + 1), t * t * (t - 1))
+    total = torch.zeros_like(values.index_select(axis, left.long().clamp(0, before - 1)))
+    for offset, weight in zip((-1, 0, 1, 2), weights, strict=True):
+        index = (left.long() + offset).clamp(0, before - 1)
+        shaped = (weight / 2).to(total.real.dtype).reshape((-1,) + (1,) * (-axis - 1))
+        total += values.index_select(axis, index) * shaped
+    return total
+
+
+def _resampled(image: Tensor, sizes: Sequence[int]) -> Tensor:
+    """(..., z, y, x) on other numbers of pixels over the same field of view, by cutting k-space or filling it with zeros."""
+    for axis, size in zip((-3, -2, -1), sizes, strict=True):
+        if size != image.shape[axis]:
+            kspace = to_kspace(image, (axis,))
+            first = size // 2 - image.shape[axis] // 2
+            image = to_image(_placed(kspace, axis, size, first), (axis,))
+    return image
+
+
+def _placed(kspace: Tensor, axis: int, size: int, first: int) -> Tensor:
+    """Lines along an axis put into `size` lines from `first` on; what lies outside is cut off."""
+    count = kspace.shape[axis]
+    kept = kspace.narrow(axis, max(0, -first), min(count, size - first) - max(0, -first))
+    shape = list(kspace.shape)
+    shape[axis] = size
+    placed = kspace.new_zeros(shape)
+    placed.narrow(axis, max(0, first), kept.shape[axis]).copy_(kept)
+    return placed
 
 
 def _least_squares(columns: Tensor, regularization: float) -> Tensor:
