@@ -13,7 +13,7 @@ from ..preparation.filters import to_image, to_kspace
 from .combine import root_sum_of_squares
 from .solvers import conjugate_gradients
 
-__all__ = ["UniformSense", "cg_sense"]
+__all__ = ["UniformSense", "cg_sense", "lattice_columns"]
 
 
 def cg_sense(
@@ -73,7 +73,9 @@ class UniformSense:
         self.exact = sizes == list(self._shape[1:])
         """Whether pixels fold in groups as they are."""
         # where the lattice begins in the grid that it divides, whose center is that of the matrix
-        firsts = [first - n // 2 + size // 2 for (n, _, first), size in zip(self._along(), sizes, strict=True)]
+        firsts: list[int] = [
+            first - n // 2 + size // 2 for (n, _, first), size in zip(self._along(), sizes, strict=True)
+        ]
         self._grid = (self._shape[0], *sizes)
         self._prepare(maps if self.exact else _interpolated(maps, sizes), firsts, regularization)
 
@@ -128,13 +130,28 @@ class UniformSense:
         z, y, x = self._grid[1:]
         rz, ry, _ = self._steps
         self._power = root_sum_of_squares(maps).square_()
-        shift, self._phase = _lattice_phases(self._grid[1:], self._steps, firsts, self._axes, maps)
-        groups = (maps.to(torch.complex128) * shift).reshape(-1, rz, z // rz, ry, y // ry, x)
-        groups = groups.movedim(3, 2).reshape(self._grid[0], rz * ry, -1)
-        weights = _least_squares(groups / math.sqrt(rz * ry), regularization)
+        _, self._phase = _lattice_phases(self._grid[1:], self._steps, firsts, self._axes, maps)
+        columns = lattice_columns(maps, (ry, rz), (firsts[1], firsts[0]), self._axes)
+        weights = _least_squares(columns, regularization)
         weights /= math.sqrt(math.prod(self._grid[axis] // self._steps[axis] for axis in self._axes))
         unfolding = weights.movedim(1, 0).reshape(-1, rz, ry, z // rz, y // ry, x).movedim(2, 3)
         self._unfolding = unfolding.to(maps.dtype).contiguous()
+
+
+def lattice_columns(
+    maps: Tensor, acceleration: tuple[int, int], offset: tuple[int, int], axes: Sequence[int]
+) -> Tensor:
+    """What the coils see of each group of pixels that fold onto each other: complex128, (coil, Rz Ry, groups).
+
+    Arguments as `UniformSense`, whose A^H A is columns^H columns, group by group. A group holds the pixels z / Rz and y / Ry
+    apart, z before y; groups are in the order (z / Rz, y / Ry, x). The acceleration must divide the matrix.
+    """
+    coils, z, y, x = maps.shape
+    ry, rz = acceleration
+    axes = tuple(axis for axis in axes if maps.shape[axis] > 1)
+    shift, _ = _lattice_phases((z, y, x), (rz, ry, 1), (offset[1], offset[0], 0), axes, maps)
+    groups = (maps.to(torch.complex128) * shift).reshape(-1, rz, z // rz, ry, y // ry, x)
+    return groups.movedim(3, 2).reshape(coils, rz * ry, -1) / math.sqrt(rz * ry)
 
 
 def _interpolated(maps: Tensor, sizes: Sequence[int]) -> Tensor:
