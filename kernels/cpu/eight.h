@@ -10,10 +10,12 @@
 #include <immintrin.h>
 #endif
 
-/* Without AVX the compiler says how it would pass such vectors between libraries; here all of it is inlined. */
-#pragma GCC diagnostic ignored "-Wpsabi"
-
 namespace scs {
+
+SCS_HD float multiply_add(float a, float b, float sum) { return a * b + sum; }
+SCS_HD float square_root(float x) { return std::sqrt(x); }
+SCS_HD float least(float a, float b) { return a < b ? a : b; }
+SCS_HD float most(float a, float b) { return a > b ? a : b; }
 
 constexpr int EIGHT = 8;
 typedef float Eight __attribute__((vector_size(32)));
@@ -22,7 +24,7 @@ typedef std::int32_t Whole __attribute__((vector_size(32)));
 
 SCS_HD Eight load8(const float* from) { return *reinterpret_cast<const PackedEight*>(from); }
 SCS_HD void store8(float* to, Eight value) { *reinterpret_cast<PackedEight*>(to) = value; }
-SCS_HD Eight eight(float value) { return Eight{} + value; }
+SCS_HD Eight eight(float value) { return value - Eight{}; } /* the compiler must keep 0 + x, for x may be -0 */
 
 #if defined(__AVX2__)
 
@@ -31,6 +33,7 @@ SCS_HD Eight square_root(Eight x) { return _mm256_sqrt_ps(x); }
 SCS_HD Eight least(Eight a, Eight b) { return _mm256_min_ps(a, b); }
 SCS_HD Eight most(Eight a, Eight b) { return _mm256_max_ps(a, b); }
 SCS_HD Whole truncated(Eight x) { return reinterpret_cast<Whole>(_mm256_cvttps_epi32(x)); }
+SCS_HD bool all(Whole truth) { return _mm256_movemask_epi8(reinterpret_cast<__m256i>(truth)) == -1; }
 SCS_HD Eight number(Whole x) { return _mm256_cvtepi32_ps(reinterpret_cast<__m256i>(x)); }
 
 /* row[k] and row[k + 1] for eight k that are not negative: one load each, which beats two gathers. */
@@ -76,6 +79,12 @@ SCS_HD Eight multiply_add(Eight a, Eight b, Eight sum) { return a * b + sum; }
 SCS_HD Eight least(Eight a, Eight b) { return a < b ? a : b; }
 SCS_HD Eight most(Eight a, Eight b) { return a > b ? a : b; }
 SCS_HD Whole truncated(Eight x) { return __builtin_convertvector(x, Whole); }
+SCS_HD bool all(Whole truth)
+{
+    std::int32_t both = -1;
+    for (int i = 0; i < EIGHT; ++i) both &= truth[i];
+    return both == -1;
+}
 SCS_HD Eight number(Whole x) { return __builtin_convertvector(x, Eight); }
 
 SCS_HD Eight square_root(Eight x)

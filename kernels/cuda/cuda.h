@@ -12,4 +12,10 @@ namespace scs {
 
 typedef Complex<float> Number;
 
+/* What the bodies call by these names on a float; kernels/cpu/eight.h has them for vectors. */
+SCS_HD float multiply_add(float a, float b, float sum) { return fmaf(a, b, sum); }
+SCS_HD float square_root(float x) { return sqrtf(x); }
+SCS_HD float least(float a, float b) { return fminf(a, b); }
+SCS_HD float most(float a, float b) { return fmaxf(a, b); }
+
 }  // namespace scs

@@ -14,13 +14,6 @@ struct Element {
     float x, y, z, towards_x, towards_y, towards_z, weight, unused;
 };
 
-#if defined(__CUDACC__) || defined(SCS_EMULATION)
-SCS_HD float multiply_add(float a, float b, float sum) { return fmaf(a, b, sum); }
-SCS_HD float square_root(float x) { return sqrtf(x); }
-SCS_HD float least(float a, float b) { return fminf(a, b); }
-SCS_HD float most(float a, float b) { return fmaxf(a, b); }
-#endif
-
 /* Where in a row of `samples` numbers, with zeros around it, the sound of a point arrives: 0 stands for the zero before the
    first sample, last = samples + 1 for that after the last one; what lies further out is there, too. `early` is 1 - delay. */
 template <class Real>
