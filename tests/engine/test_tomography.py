@@ -83,9 +83,9 @@ def test_sirt_fits_the_data(beam):
 
 @given(
     beam=st.sampled_from(sorted(BEAMS)),
-    views=st.integers(1, 12),
-    bins=st.integers(1, 50),
-    shape=st.tuples(st.integers(1, 40), st.integers(1, 40)),
+    views=st.integers(3, 12),
+    bins=st.integers(10, 50),
+    shape=st.tuples(st.integers(10, 40), st.integers(10, 40)),
     offset=st.floats(-3, 3),
 )
 @settings(max_examples=25)

@@ -88,7 +88,9 @@ def test_one_is_the_adjoint_of_the_other(path, elements, samples, shape, delay, 
     gathered = kernel.gather(signals, table, x, y, z, delay, weighting).double()
     scattered = kernel.scatter(image, table, x, y, z, samples, delay, weighting).double()
     difference = abs(float((gathered * image).sum() - (scattered * signals).sum()))
-    assert difference <= ADJOINT * float(gathered.norm() * image.double().norm()) + 1e-12
+    # Either side may be small because its sums cancel, which says nothing about rounding.
+    size = max(float(gathered.norm() * image.double().norm()), float(scattered.norm() * signals.double().norm()))
+    assert difference <= ADJOINT * size + 1e-12
 
 
 @pytest.mark.parametrize("weighting", WEIGHTINGS)
