@@ -90,6 +90,10 @@ class ReconstructionConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=Tr
     """L2 weight of SENSE, relative to the largest eigenvalue, or wavelet threshold of `l1_espirit`, relative to the data."""
     kernel: tuple[KernelSize, KernelSize] = (5, 4)
     """GRAPPA kernel: readout points, acquired lines."""
+    warm_start: bool = False
+    """`prior`: begin at the last frame of the same slice."""
+    deadline_ms: Annotated[float, msgspec.Meta(ge=0)] = 0.0
+    """`prior`: milliseconds after the last readout at which the best estimate so far has to do; 0: none."""
 
 
 class TriggerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -113,6 +117,8 @@ class OutputConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """`auto`: uint16 scaled to BitsStored for FIRE and OpenRecon, float32 for everyone else."""
     send_original: bool = False
     """Also send the zero-filled image, as a series of its own; of a generative image, the plain reconstruction."""
+    previews: bool = False
+    """Send the estimate after each step of a generative image, as a series of its own."""
     posterior_samples: Annotated[int, msgspec.Meta(ge=0, le=64)] = 0
     """Draw so many samples of a generative image and send their standard deviation, as a series of its own."""
 

@@ -184,5 +184,10 @@ class TrainingConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     """Turn the phase of complex images at random, with a random slope of up to a turn over 128 pixels."""
     turn: bool = True
     """Flip and turn images at random."""
-    precision: Literal["bfloat16", "float32"] = "bfloat16"
+    precision: Literal["auto", "bfloat16", "float32"] = "auto"
+    """`auto`: bfloat16 where the processor computes with it, for it is slower than float32 elsewhere."""
+    denoising_share: Share = 0.2
+    """Through the loop: share of the batches that are plain denoising."""
+    coil_share: Share = 0.2
+    """Through the loop: share of the batches with several coils."""
     seed: int = 0

@@ -76,6 +76,8 @@ class Trainer:
         self._check()
         self.optimizer = torch.optim.Adam(denoiser.parameters(), lr=config.learning_rate, betas=(0.9, 0.99))
         self.average = {name: p.detach().clone() for name, p in denoiser.named_parameters()}
+        wanted = config.precision
+        self._half = wanted == "bfloat16" or (wanted == "auto" and torch.ops.mkldnn._is_mkldnn_bf16_supported())
         self.done = 0
 
     def _check(self) -> None:
@@ -103,12 +105,10 @@ class Trainer:
     def step(self) -> float:
         """One batch; returns its loss, which is about 1 for a network that removes nothing."""
         generator = _generator(self.config.seed, self.done)
-        clean, sigma = augmented(self.images, self.config, generator), self.sigmas(generator)
-        noise = torch.randn(clean.shape, generator=generator)
         for group in self.optimizer.param_groups:
             group["lr"] = self.rate()
         self.optimizer.zero_grad()
-        loss = self._loss(clean, noise, sigma)
+        loss = self.loss(generator)
         loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(self.denoiser.parameters(), 1.0)
         self.optimizer.step()
@@ -116,10 +116,13 @@ class Trainer:
         self.done += 1
         return loss.item()
 
-    def _loss(self, clean: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:
+    def loss(self, generator: torch.Generator) -> Tensor:
+        """Of one batch: the denoiser's squared error, weighted as the configuration says."""
+        clean, sigma = augmented(self.images, self.config, generator), self.sigmas(generator)
+        noise = torch.randn(clean.shape, generator=generator)
         s = sigma.reshape(-1, 1, 1, 1)
         noisy = (clean + s * noise).to(memory_format=torch.channels_last)
-        with torch.autocast("cpu", torch.bfloat16, enabled=self.config.precision == "bfloat16"):
+        with torch.autocast("cpu", torch.bfloat16, enabled=self._half):
             found = self.denoiser(noisy, sigma)
         error = (found.float() - clean).square().mean((1, 2, 3))
         if self.config.loss == "edm":

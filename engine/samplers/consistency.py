@@ -9,6 +9,7 @@ from __future__ import annotations
 import abc
 import functools
 from collections.abc import Callable
+from typing import Any, cast
 
 import msgspec
 import torch
@@ -64,6 +65,12 @@ class DataConsistency(abc.ABC):
     @abc.abstractmethod
     def __call__(self, state: Tensor, sigma: float) -> Tensor:
         """State (*batch, *domain) of noise level sigma, in agreement with the data."""
+
+    def residual(self, state: Tensor) -> float:
+        """|A x - y| / |y| of a state, 0 where nothing was measured."""
+        m = self.measured
+        found = self.fourier(state) if m.maps is None else self.operator(state)
+        return float(((found - m.data) * m.mask).norm() / m.data.norm().clamp_min(1e-30))
 
     @functools.cached_property
     def fourier(self) -> Fourier:
@@ -156,12 +163,31 @@ class Proximal(DataConsistency):
             kspace = self.fourier(state)
             kspace = torch.where(m.mask, (m.data + weight * kspace) / (1 + weight), kspace)
             return self.fourier.H(kspace)
-        right = self._adjoint + weight * state
+        if state.requires_grad:
+            return cast(Tensor, _Implicit.apply(state, self, weight))  # type: ignore[no-untyped-call]
+        return self.solve(self._adjoint + weight * state, weight, state)
+
+    def solve(self, right: Tensor, weight: float, initial: Tensor) -> Tensor:
+        """(A^H A + weight)^-1 right, in closed form or from `initial` on."""
         if self._folded is not None:
             return self._folded.solve(right, weight)
         return conjugate_gradients(
-            self.operator.gram, right, iterations=self.config.iterations, regularization=weight, initial=state
+            self.operator.gram, right, iterations=self.config.iterations, regularization=weight, initial=initial
         )
+
+
+class _Implicit(torch.autograd.Function):
+    """The proximal point as a function of the estimate: linear, and its derivative weight (A^H A + weight)^-1 Hermitian."""
+
+    @staticmethod
+    def forward(ctx: Any, state: Tensor, proximal: Proximal, weight: float) -> Tensor:  # noqa: ANN401 - autograd's own
+        ctx.proximal, ctx.weight = proximal, weight
+        return proximal.solve(proximal._adjoint + weight * state, weight, state)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:  # noqa: ANN401
+        solved = ctx.proximal.solve(ctx.weight * gradient, ctx.weight, torch.zeros_like(gradient))
+        return solved, None, None
 
 
 class _Folded:

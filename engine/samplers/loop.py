@@ -90,6 +90,10 @@ class Program:
 
         seed: instead of the configured one. The same seed, input and number of threads give the same bits.
         """
+        yield from self.unrolled(start, seed=seed)
+
+    def unrolled(self, start: Tensor, *, seed: int | None = None) -> Iterator[Estimate]:
+        """As `run`, with gradients, for training through the loop."""
         generator = torch.Generator().manual_seed(self.sampler.seed if seed is None else seed)
         rules = [make_rule(self.sampler, generator) for _ in self.stages]
         for stage, rule in zip(self.stages, rules, strict=True):

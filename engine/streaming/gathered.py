@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
+from collections.abc import Iterator
 
 import msgspec
 import numpy as np
@@ -65,6 +66,14 @@ class GatheredReconstructor:
         """Image of a closed frame. Readouts that are not finite are left out, and the image says so."""
         return self._attempt(closed, iterative=True)
 
+    def estimates(self, closed: ClosedFrame) -> Iterator[Reconstruction]:
+        """The image of a closed frame; there are no previews."""
+        yield self.reconstruct(closed)
+
+    def original(self, closed: ClosedFrame) -> Reconstruction:
+        """The gridded image."""
+        return self.fallback(closed)
+
     def fallback(self, closed: ClosedFrame) -> Reconstruction:
         """The gridded image, for when nothing better can be had; not a number throughout if there is no trajectory either."""
         try:
@@ -115,7 +124,7 @@ class GatheredReconstructor:
 
     def _choose(self, acceleration: float) -> str:
         method = self.config.reconstruction.method
-        if method == "auto":
+        if method in ("auto", "prior"):  # priors work on Cartesian data so far
             return "cg_sense" if acceleration > _UNDERSAMPLED else "gridding"
         return "cg_sense" if method in ("sense", "cg_sense") else "gridding"
 

@@ -89,7 +89,7 @@ class CartesianLane:
         self._covering = bool(self._announced.any())
         self._trigger = TriggerPolicy(config.trigger, self.layout.averages)
         method = config.reconstruction.method
-        wanted = method == "zero_filled" or (method == "auto" and self._covering)
+        wanted = method == "zero_filled" or (method in ("auto", "prior") and self._covering)
         self._fold = config.preparation.fold_on_arrival and wanted
         self._limits = limits
         self._last: dict[FrameKey, CartesianFrame] = {}

@@ -40,6 +40,12 @@ class Reconstruction(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     outside: int = 0
     acceleration: float = 1.0
     stages: dict[str, float] = {}
+    provenance: dict[str, list[str]] = {}
+    """Further attributes, of generative images."""
+    deviation: torch.Tensor | None = None
+    """Standard deviation over the samples of a generative image, (z, y, x)."""
+    preview: bool = False
+    """Whether a better image of the same frame follows."""
 
     @property
     def finite(self) -> bool:
@@ -67,7 +73,7 @@ class Reconstruction(msgspec.Struct, frozen=True, kw_only=True, eq=False):
         }
         if self.reason:
             attributes["scanside_reason"] = [self.reason]
-        return attributes
+        return attributes | self.provenance
 
 
 class StageClock:

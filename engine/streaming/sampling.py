@@ -48,6 +48,15 @@ class Sampling(msgspec.Struct, frozen=True, kw_only=True):
         return float(self.mask.size / max(1, int(self.mask.sum())))
 
     @property
+    def lattice_lines(self) -> int:
+        """Lines that the lattice has in the whole matrix, 0 without a lattice."""
+        if self.lattice is None:
+            return 0
+        (rz, oz), (ry, oy) = self.lattice
+        depth, height = self.mask.shape
+        return len(range(oz, depth, rz)) * len(range(oy, height, ry))
+
+    @property
     def partial(self) -> tuple[bool, bool]:
         """Whether k-space was left out on one side, per direction (partition, row)."""
         sides = []

@@ -38,8 +38,8 @@ __all__ = ["NoiseStore", "Session"]
 NoiseStore = dict[str, NoiseModel]
 """Noise measurements by measurement id, shared by the sessions of one worker."""
 
-IMAGES, ORIGINALS = 1, 2
-"""Series numbers: what the system made, and the zero-filled counterpart."""
+IMAGES, ORIGINALS, DEVIATIONS, PREVIEWS = 1, 2, 3, 4
+"""Series numbers: what the system made, its plain counterpart, standard deviation over samples, and early estimates."""
 
 _Lane = CartesianLane | GatheringLane
 _Reconstructor = CartesianReconstructor | GatheredReconstructor
@@ -204,8 +204,9 @@ class Session:
     def _finish(self, lane: _Lane, reconstructor: _Reconstructor, closed: ClosedFrame) -> Iterator[Event]:
         begun = time.monotonic()
         try:
-            with threads(self._threads if reconstructor.heavy else 1):
-                result = reconstructor.reconstruct(closed)
+            for result in self._results(reconstructor, closed):
+                if result.preview:
+                    yield self._image(lane, closed, result, PREVIEWS)
         except NoImage as error:
             yield self._stats(closed, None, begun, failed=error.reason)
             yield Note("error", f"no image for {closed.key}: {error}")
@@ -218,9 +219,18 @@ class Session:
             result = reconstructor.fallback(closed)
         yield from self._deliver(lane, closed, result, begun)
         if self.config.output.send_original and result.method != "zero_filled":
-            original = reconstructor.fallback(closed)
-            yield self._image(lane, closed, original, ORIGINALS)
+            yield self._image(lane, closed, reconstructor.original(closed), ORIGINALS)
         lane.release(closed)
+
+    def _results(self, reconstructor: _Reconstructor, closed: ClosedFrame) -> Iterator[Reconstruction]:
+        """Previews and the image of a frame, each made with the threads that this takes."""
+        estimates = reconstructor.estimates(closed)
+        while True:
+            with threads(self._threads if reconstructor.heavy else 1):
+                result = next(estimates, None)
+            if result is None:
+                return
+            yield result
 
     def _deliver(self, lane: _Lane, closed: ClosedFrame, result: Reconstruction, begun: float) -> Iterator[Event]:
         if not result.finite:
@@ -230,6 +240,8 @@ class Session:
         image = self._image(lane, closed, result, IMAGES)
         stats = self._stats(closed, result, begun)
         yield image
+        if result.deviation is not None:
+            yield self._image(lane, closed, msgspec.structs.replace(result, image=result.deviation), DEVIATIONS)
         yield stats
         if result.reason:
             yield Note("warning", f"image of {closed.key} is {result.outcome}: {result.reason.replace('_', ' ')}")

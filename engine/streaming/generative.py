@@ -1,0 +1,246 @@
+"""A frame through a system with a learned prior: scale, start, the loop under a deadline, and what the image says of it.
+
+The prior knows images whose 99th percentile of |x| lies at `BRIGHT`; a frame is brought there by the 99th percentile of its own
+plain image, never by its maximum, which one bright pixel moves. How prior and data are weighed is told by the noise of the
+data, known after prewhitening (standard deviation 1 of real and imaginary part), else taken as the configured floor.
+"""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Iterator
+
+import msgspec
+import torch
+from torch import Tensor
+
+from ..config import SystemConfig
+from ..errors import ConfigError, RuntimeFailed
+from ..priors.denoiser import DenoiseFunction
+from ..priors.storage import ModelCard, load_weights
+from ..runtimes import ArtefactCache, RuntimeConfig, Selection, Shape, select
+from ..samplers.consistency import Measurement
+from ..samplers.loop import Estimate, Program, make_program
+from .results import StageClock
+
+__all__ = ["BRIGHT", "FrameEstimate", "GenerativeResult", "PriorFrames", "PriorSolver"]
+
+BRIGHT = 0.6
+"""Where the 99th percentile of |x| lies in the images that priors are trained on, whose maximum is 1."""
+PER_COIL = frozenset({"hard", "replace"})
+"""Kinds of data consistency whose state are the images of the coils, not their combination."""
+
+
+class GenerativeResult(msgspec.Struct, frozen=True, kw_only=True, eq=False):
+    """An estimate in the units of the data, and how it was made.
+
+    image: complex (z, y, x); of a system without coil maps the root sum of squares. deviation: standard deviation over the
+    samples that were drawn, or None. late: the deadline came before the last step.
+    """
+
+    image: Tensor
+    evaluations: int
+    step: int
+    steps: int
+    residual: float
+    """|A x - y| / |y|."""
+    late: bool = False
+    samples: int = 1
+    deviation: Tensor | None = None
+
+    @property
+    def last(self) -> bool:
+        """Whether nothing follows."""
+        return self.late or self.step == self.steps
+
+
+@functools.lru_cache(maxsize=16)
+def _weights(name: str) -> tuple[torch.nn.Module, ModelCard]:
+    return load_weights(name)
+
+
+@functools.lru_cache(maxsize=16)
+def _selected(name: str, shape: Shape, options: RuntimeConfig) -> Selection:
+    """What runs these weights at this shape; chosen once per process, since it takes seconds."""
+    return select(_weights(name)[0], shape, options, cache=ArtefactCache())
+
+
+class PriorSolver:
+    """Runs the stage program of a configuration on one frame after the other.
+
+    matrix: (z, y, x) of the images. coils: of the data. Raises `ConfigError` for weights that are not there.
+    """
+
+    def __init__(self, config: SystemConfig, matrix: tuple[int, int, int], coils: int) -> None:
+        self.config = config
+        self.per_coil = bool(config.stages) and config.stages[0].data.kind in PER_COIL
+        self._planes = matrix[0] * (coils if self.per_coil else 1)
+        self._matrix = matrix
+        self._before: dict[int, Tensor] = {}
+        self.cards = {stage.prior.weights: _weights(stage.prior.weights)[1] for stage in config.stages}
+        self.prepare()
+
+    def prepare(self) -> None:
+        """Choose what runs the networks, before data comes."""
+        for stage in self.config.stages:
+            self._denoiser(stage.prior.weights)
+
+    def _denoiser(self, name: str) -> DenoiseFunction:
+        """By its weights. What the transforms of a stage make of an image need not have its shape; then torch runs it."""
+        stage = next(stage for stage in self.config.stages if stage.prior.weights == name)
+        if stage.transform.kind != "image" or stage.transform.split:
+            module: DenoiseFunction = _weights(name)[0]
+            return module
+        shape = Shape(self._planes, self.cards[name].network.channels, *self._matrix[1:])
+        return _selected(name, shape, self.config.runtime).denoiser
+
+    def solve(
+        self, measured: Measurement, plain: Tensor, *, where: int = 0, deadline: float | None = None
+    ) -> Iterator[GenerativeResult]:
+        """Yield an estimate after each step; the last one has `last` set.
+
+        measured: in the units of the scanner, noise 0 where it is unknown. plain: the image to scale by and, if so configured,
+        to start from, (z, y, x), or of each coil. where: which slice, for warm starts. deadline: monotonic time at which the
+        best estimate so far has to do; one step is made in any case.
+        """
+        scale = float(plain.abs().flatten().kthvalue(max(1, int(0.99 * plain.numel()))).values) / BRIGHT or 1.0
+        scaled = msgspec.structs.replace(measured, data=measured.data / scale, noise=measured.noise / scale)
+        program = make_program(self.config.stages, self.config.sampler, self._denoiser, scaled)
+        start = self._start(program, plain / scale, where)
+        begun = time.monotonic()
+        for estimate in program.run(start):
+            now = time.monotonic()
+            late = (
+                deadline is not None
+                and now + (now - begun) / estimate.step > deadline
+                and estimate.step < estimate.steps
+            )
+            done = late or estimate.step == estimate.steps
+            result = self._result(estimate, program, scale, late=late)
+            if done:
+                self._before[where] = estimate.image.clone()
+                if self.config.output.posterior_samples > 1 and not late:
+                    result = self._with_samples(program, start, scale, result)
+            yield result
+            if done:
+                return
+
+    def _start(self, program: Program, plain: Tensor, where: int) -> Tensor:
+        before = self._before.get(where)
+        if self.config.reconstruction.warm_start and before is not None and before.shape == plain.shape:
+            return before
+        if self.config.sampler.start != "zero_filled":
+            return plain
+        consistency = program.stages[0].consistency
+        if self.per_coil:
+            return consistency.fourier.H(consistency.measured.data)
+        return consistency.operator.H(consistency.measured.data)
+
+    def _with_samples(
+        self, program: Program, start: Tensor, scale: float, result: GenerativeResult
+    ) -> GenerativeResult:
+        """Mean and standard deviation over runs that begin with noise of the first level of their own."""
+        count, sigma = self.config.output.posterior_samples, self.config.sampler.sigma[0]
+        images = []
+        for seed in range(count):
+            generator = torch.Generator().manual_seed(seed)
+            parts = torch.randn(2, *start.shape, generator=generator)
+            for estimate in program.run(start + sigma * torch.complex(parts[0], parts[1]), seed=seed):
+                last = estimate
+            images.append(self._combined(last.image) * scale)
+        stack = torch.stack(images)
+        mean = stack.mean(0)
+        deviation = (stack - mean).abs().square().mean(0).mul_(count / (count - 1)).sqrt_()
+        evaluations = result.evaluations + count * last.evaluations
+        return msgspec.structs.replace(result, image=mean, deviation=deviation, samples=count, evaluations=evaluations)
+
+    def _combined(self, image: Tensor) -> Tensor:
+        return image.abs().square().sum(-4).sqrt() if self.per_coil else image
+
+    def _result(self, estimate: Estimate, program: Program, scale: float, *, late: bool) -> GenerativeResult:
+        return GenerativeResult(
+            image=self._combined(estimate.image) * scale,
+            evaluations=estimate.evaluations,
+            step=estimate.step,
+            steps=estimate.steps,
+            residual=program.stages[-1].consistency.residual(estimate.image)
+            if estimate.step == estimate.steps or late
+            else 0.0,
+            late=late,
+        )
+
+    def attributes(self, result: GenerativeResult) -> dict[str, list[str]]:
+        """How the image was made, as image attributes (design.md 1.3)."""
+        attributes = {
+            "scanside_system": [self.config.name],
+            "scanside_generative": ["1"],
+            "scanside_network_evaluations": [str(result.evaluations)],
+            "scanside_steps": [str(result.step), str(result.steps)],
+            "scanside_residual": [f"{result.residual:.4g}"],
+            "scanside_weights": [f"{card.name} {card.sha256}" for card in self.cards.values()],
+            "scanside_samples": [str(result.samples)],
+        }
+        for stage in self.config.stages:
+            denoise = self._denoiser(stage.prior.weights)
+            status = getattr(denoise, "status", None)
+            attributes |= (
+                status.attributes() if status is not None else {"scanside_runtime": ["torch", "float32", "cpu"]}
+            )
+        return attributes
+
+
+class FrameEstimate(msgspec.Struct, frozen=True, kw_only=True, eq=False):
+    """What a frame is given out as: an estimate of the prior's loop, or the plain image in its place, saying why."""
+
+    image: Tensor
+    method: str
+    reason: str = ""
+    provenance: dict[str, list[str]] = {}
+    deviation: Tensor | None = None
+    preview: bool = False
+
+
+class PriorFrames:
+    """A `PriorSolver` that always has an image: the plain one where weights or runtimes fail, marked."""
+
+    def __init__(self, config: SystemConfig, matrix: tuple[int, int, int], coils: int) -> None:
+        self.config = config
+        self._solver: PriorSolver | None = None
+        self._why = ""
+        try:
+            self._solver = PriorSolver(config, matrix, coils)
+        except (ConfigError, RuntimeFailed) as error:
+            self._why = str(error)
+
+    def run(
+        self, measured: Measurement, plain: Tensor, *, where: int, received: float, clock: StageClock
+    ) -> Iterator[FrameEstimate]:
+        """Yield previews, if they are wanted, then the image. received: when the last readout came, monotonic."""
+        solver, wanted = self._solver, self.config.reconstruction.deadline_ms
+        if solver is None:
+            said = {"scanside_prior_unavailable": [self._why[:500]]}
+            yield FrameEstimate(image=plain, method="cg_sense", reason="no_weights", provenance=said)
+            return
+        deadline = received + wanted / 1e3 if wanted else None
+        results = solver.solve(measured, plain, where=where, deadline=deadline)
+        while True:
+            with clock.stage("prior"):
+                result = next(results)
+            if result.last or self.config.output.previews:
+                yield self._estimate(solver, result, late=deadline is not None and time.monotonic() > deadline)
+            if result.last:
+                return
+
+    def _estimate(self, solver: PriorSolver, result: GenerativeResult, *, late: bool) -> FrameEstimate:
+        provenance = solver.attributes(result)
+        if self.config.reconstruction.deadline_ms:
+            provenance["scanside_deadline"] = ["missed" if late else "met"]
+        return FrameEstimate(
+            image=result.image,
+            method="prior",
+            reason="deadline" if result.late or (late and result.last) else "",
+            provenance=provenance,
+            deviation=result.deviation,
+            preview=not result.last,
+        )
