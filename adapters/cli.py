@@ -17,7 +17,7 @@ import typer
 from scanside.engine.errors import ConfigError, ScansideError
 from typer.core import TyperGroup
 
-__all__ = ["check", "demo", "doctor", "list_", "main", "run", "send", "serve", "show"]
+__all__ = ["check", "compile_", "demo", "doctor", "list_", "main", "run", "send", "serve", "show"]
 
 _UsageError: type[typer.BadParameter] = typer.BadParameter.__bases__[0]
 """What is raised for a wrong option, whichever package has the parser."""
@@ -361,6 +361,46 @@ def doctor() -> None:
     from .doctor import report
 
     raise typer.Exit(report())
+
+
+@app.command(
+    "compile",
+    epilog=_examples(
+        "scanside compile mri/online",
+        "scanside compile mri/online --matrix 256x256 --matrix 320x320",
+        "scanside compile mine.safetensors -P runtime.runtime=openvino",
+    ),
+)
+def compile_(
+    name: Annotated[
+        str, typer.Argument(metavar="CONFIG", help="Configuration, or weights: a name or a .safetensors file.")
+    ],
+    *,
+    matrix: Annotated[
+        list[str] | None,
+        typer.Option(metavar="HEIGHTxWIDTH", help="Pixels of the images; may repeat. [default: 256x256]"),
+    ] = None,
+    batch: Annotated[int, typer.Option(min=1, max=64, help="Images at a time.")] = 1,
+    cache: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Keep what is compiled here, not in $SCANSIDE_CACHE.")
+    ] = None,
+    values: _Values = None,
+    configs: _Configs = None,
+) -> None:
+    """Compile the networks of a configuration for this machine, test and time them, and keep the fastest."""
+    from .commands.compile import CompileOptions, compile_networks
+    from .commands.output import pairs
+
+    compile_networks(
+        CompileOptions(
+            name=name,
+            matrices=tuple(matrix or ("256x256",)),
+            batch=batch,
+            cache=cache,
+            overrides=pairs(values, "-P"),
+            folders=tuple(configs or ()),
+        )
+    )
 
 
 @app.command(

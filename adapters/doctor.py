@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import platform
 import shutil
 import socket
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from importlib import import_module, metadata
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import msgspec
 from rich.markup import escape
 from scanside.engine.errors import ScansideError
 
-from .commands.output import console, table
+from .commands.output import console, milliseconds, table
+from .process import ENVIRONMENT, MALLOC, SWITCH_SECONDS
+
+if TYPE_CHECKING:  # the doctor starts on a machine whose torch is broken, too
+    from scanside.engine.runtimes import Runtime, Trial
 
 __all__ = ["Finding", "examine", "report"]
 
@@ -26,12 +29,6 @@ _MARKS: dict[State, str] = {"ok": "[green]ok[/]", "note": "[yellow]note[/]", "br
 _PYTHON = (3, 11)
 _PORTS = ((9002, "scanners", "-p"), (9091, "metrics", "--metrics-port"))
 _MINIMUM_BYTES = 4 << 30
-_SETTINGS = (
-    "OMP_WAIT_POLICY",
-    "GOMP_SPINCOUNT",
-    "KMP_BLOCKTIME",
-)
-"""Settings of OpenMP that cost or save milliseconds per frame."""
 
 
 class Finding(msgspec.Struct, frozen=True):
@@ -62,6 +59,7 @@ def examine() -> Iterator[Finding]:
     if all(finding.state != "broken" for finding in packages):  # the rest needs them
         yield from _processor()
         yield from _accelerators()
+        yield from _runtimes()
         yield _engine()
         yield from _settings()
     yield from _ports()
@@ -83,6 +81,8 @@ def _packages() -> Iterator[Finding]:
         "msgspec": lambda: import_module("msgspec"),
         "finufft": lambda: import_module("finufft"),
         "PyWavelets": lambda: import_module("pywt"),
+        "safetensors": lambda: import_module("safetensors.torch"),
+        "crc32c": lambda: import_module("crc32c"),
         "scipy": lambda: import_module("scipy.ndimage"),
         "pillow": lambda: import_module("PIL.Image"),
         "scikit-image": lambda: import_module("skimage.metrics"),
@@ -176,8 +176,6 @@ def _accelerators() -> Iterator[Finding]:
             "CUDA", "note", f"torch has CUDA {torch.version.cuda}, but no device answers", "check `nvidia-smi`"
         )
     yield _device_kernels()
-    yield _optional("TensorRT", "tensorrt", importlib.util.find_spec("tensorrt") is not None)
-    yield _optional("OpenVINO", "openvino", importlib.util.find_spec("openvino") is not None)
 
 
 def _without_cuda() -> str:
@@ -189,9 +187,43 @@ def _without_cuda() -> str:
 def _optional(title: str, extra: str, there: bool) -> Finding:  # noqa: FBT001 - found or not
     if there:
         return Finding(title, "ok", metadata.version(extra))
-    return Finding(
-        title, "note", "not installed; torch runs the networks", f"optional: pip install 'scanside[{extra}]'"
-    )
+    return Finding(title, "note", "not installed; torch does their work", f"optional: pip install 'scanside[{extra}]'")
+
+
+def _runtimes(runtimes: Sequence[Runtime] | None = None) -> Iterator[Finding]:
+    """Each way to run a network, tried with a small one: whether it is right here, how fast, and which is used."""
+    from scanside.engine.config_priors import NetworkConfig
+    from scanside.engine.priors.denoiser import Denoiser
+    from scanside.engine.runtimes import RUNTIMES, Shape, select
+
+    known = RUNTIMES if runtimes is None else runtimes
+    network = Denoiser.of_size(NetworkConfig(widths=(16, 32), blocks=1))
+    for weight in network.parameters():  # a new network gives zeros, as a broken runtime does
+        weight.data.normal_(std=0.1)
+    try:
+        trials = select(network, Shape(1, 2, 64, 64), runtimes=known, measure=True).trials
+    except ScansideError as error:
+        yield Finding("runtimes", "broken", str(error), "pip install --force-reinstall torch")
+        return
+    for runtime in known:
+        yield _runtime(runtime, [trial for trial in trials if trial.runtime == runtime.name])
+
+
+def _runtime(runtime: Runtime, trials: Sequence[Trial]) -> Finding:
+    """One row: what works in which precision, or why nothing does."""
+    title = f"runtime {runtime.name}"
+    works = [trial for trial in trials if trial.seconds is not None]
+    if works:
+        said = [f"{t.precision} {milliseconds(t.seconds or 0)}{', used' * (t.state == 'chosen')}" for t in works]
+        return Finding(title, "ok", f"{works[0].version}: {'; '.join(said)}, for a small network")
+    refused = [trial for trial in trials if trial.state == "refused"]
+    if refused:
+        return Finding(title, "note", f"refused: {refused[0].reason}", "update or remove it; another one is used")
+    device: Literal["cpu", "cuda"] = "cpu" if runtime.precisions("cpu") else "cuda"
+    found = runtime.available(device, "float32")
+    if found.ok:
+        return Finding(title, "ok", f"{found.version}: not tried, it takes a minute; ask for it by name")
+    return Finding(title, "note", found.reason, found.remedy)
 
 
 def _engine() -> Finding:
@@ -217,22 +249,23 @@ def _engine() -> Finding:
 
 def _settings() -> Iterator[Finding]:
     """The engine's processes get the settings from `scanside serve`, unless the environment has others."""
-    from .server import ENVIRONMENT
-
-    for name in _SETTINGS:
-        wanted, own = ENVIRONMENT.get(name), os.environ.get(name)
-        if own is not None and wanted is not None and own != wanted:
+    for name, wanted in ENVIRONMENT.items():
+        own = os.environ.get(name)
+        if own is None:
+            yield Finding(name, "ok", f"{wanted}, set by `scanside serve` for its engine")
+        elif own == wanted:
+            yield Finding(name, "ok", f"{own}, from your environment")
+        else:
             yield Finding(
                 name, "note", f"{own}, from your environment", f"unset it; `scanside serve` would set {wanted}"
             )
-        elif own is not None:
-            yield Finding(name, "ok", f"{own}, from your environment")
-        elif wanted is not None:
-            yield Finding(name, "ok", f"{wanted}, set by `scanside serve` for its engine")
     if platform.libc_ver()[0] == "glibc":
-        yield Finding("malloc", "ok", "glibc's, told by every process of ours to keep its memory")
+        told = ", ".join(f"{name} {value}" for name, (_, value) in MALLOC.items())
+        yield Finding("malloc", "ok", f"glibc's, told by every process of ours to keep its memory: {told}")
     else:
         yield Finding("malloc", "note", "not glibc's, cannot be told to keep its memory", "use a glibc distribution")
+    switch = f"{1e6 * SWITCH_SECONDS:g} µs between threads"
+    yield Finding("collector", "ok", f"the engine freezes what it has loaded; {switch}")
 
 
 def _ports() -> Iterator[Finding]:

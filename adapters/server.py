@@ -27,20 +27,14 @@ from .bus import AsyncPort, Broker, BrokerTimes, check_bind
 from .envelope import Envelope
 from .gadgetron import ConnectionOptions, Gateway
 from .metrics import Metrics, MetricsServer
-from .process import tune_process
+from .process import ENVIRONMENT, tune_process
 from .queries import answer_query
 
-__all__ = ["ENVIRONMENT", "ServeOptions", "Server"]
+__all__ = ["ServeOptions", "Server"]
 
 T = TypeVar("T")
 _log = structlog.get_logger("server")
 
-ENVIRONMENT = {
-    "OMP_WAIT_POLICY": "PASSIVE",
-    "GOMP_SPINCOUNT": "0",
-    "KMP_BLOCKTIME": "0",
-}
-"""Read when a process starts: idle threads sleep instead of spinning."""
 START_SECONDS = 120.0
 SIGNAL_SECONDS = 0.1
 """How soon a signal is noticed."""

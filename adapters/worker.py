@@ -10,6 +10,7 @@ import gc
 import os
 import queue
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -33,7 +34,7 @@ from .logs import configure_logging
 from .mrd_framing import Frame, Framer
 from .mrd_lengths import MessageId
 from .photoacoustic_scan import PhotoacousticScan
-from .process import tune_process
+from .process import require_environment, settle_collector, tune_process
 from .scan import NOISE, ROLE, Reply, Scan
 
 __all__ = ["Worker", "main", "warm_up"]
@@ -283,15 +284,14 @@ def main() -> None:
     parser.add_argument("--parent", type=int, help="end when the process with this number is not our parent any more")
     parser.add_argument("--arena", type=int, help="inherited descriptor of the server's memory for payload")
     arguments = parser.parse_args()
+    require_environment("scanside.adapters.worker", sys.argv[1:])  # `serve` has set it; a person rarely has
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the whole group; the server decides when we stop
     torch.set_num_threads(1)  # a readout is too little work to share; iterative solvers get more
     tune_process()
     configure_logging()
     store = ConfigStore(arguments.configs)
     warm_up(store)
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(50_000, 20, 100)  # hardly a pause while a scan runs
+    settle_collector()  # hardly a pause while a scan runs
     worker = Worker(
         arguments.connect,
         store,

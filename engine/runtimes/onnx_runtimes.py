@@ -116,11 +116,11 @@ class OpenVino:
         if precision == "bfloat16" and "BF16" not in able:
             return Availability(
                 ok=False,
-                version=str(openvino.__version__),
+                version=_version(openvino),
                 reason="the processor has no bfloat16 instructions",
                 remedy="use float32 here; Zen 4, Cooper Lake and later have them",
             )
-        return Availability(ok=True, version=str(openvino.__version__))
+        return Availability(ok=True, version=_version(openvino))
 
     def load(self, model: nn.Module, shape: Shape, precision: Precision, options: LoadOptions) -> LoadedDenoiser:
         """As `Runtime.load`. The compiled network is kept in the cache; a blob that it refuses is made anew."""
@@ -150,6 +150,11 @@ def _openvino() -> Any:  # noqa: ANN401 - openvino has no types
     import openvino
 
     return openvino
+
+
+def _version(openvino: Any) -> str:  # noqa: ANN401
+    """Without the build and the branch."""
+    return str(openvino.__version__).partition("-")[0]
 
 
 def _openvino_settings(precision: Precision, options: LoadOptions) -> dict[str, str]:
