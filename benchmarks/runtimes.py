@@ -184,7 +184,7 @@ def report(results: dict) -> str:
     best = min(served["rows"], key=lambda row: row["ms"])
     return (
         f"{table}\n\nThe default network, {results['gigaflop']:.2f} GFLOP at {results['matrix']} x {results['matrix']}, "
-        f"random weights, batch 1, {results['threads']} threads; medians of {served['rows'][0]['runs']} runs (with a core taken: "
+        f"random weights, batch 1, {results['threads']} threads; medians of {served['rows'][0]['runs']} runs (with a core taken "
         f"{BUSY_RUNS}), with the settings that `scanside serve` gives its engine. Errors are relative to what the network changes. "
         f"torch's float32 matrix product reaches {rate:.0f} GFLOP/s here at best, so that the floor in float32 is "
         f"{floor:.1f} ms; the best runtime ({best['runtime']}, {best['precision']}) takes {best['ms']:.1f} ms. "
@@ -199,8 +199,8 @@ def bfloat16_note() -> str:
     if "avx512_bf16" in flags or "amx_bf16" in flags:
         return "The processor computes in bfloat16."
     return (
-        "The processor has no bfloat16 instructions (AVX2 only): the target of 9 ms, set for bfloat16 on a Zen 5 core, "
-        "cannot be met on it by any arithmetic that keeps the network, and is neither met nor refuted here."
+        "The target of 9 ms in bfloat16 was set on a processor with AVX-512 and bfloat16 instructions and is missed here: this "
+        "one has AVX2 only, and the target lies below its float32 floor."
     )
 
 
