@@ -185,8 +185,8 @@ def report(results: dict) -> str:
     return (
         f"{table}\n\nThe default network, {results['gigaflop']:.2f} GFLOP at {results['matrix']} x {results['matrix']}, "
         f"random weights, batch 1, {results['threads']} threads; medians of {served['rows'][0]['runs']} runs (with a core taken "
-        f"{BUSY_RUNS}), with the settings that `scanside serve` gives its engine. Errors are relative to what the network changes. "
-        f"torch's float32 matrix product reaches {rate:.0f} GFLOP/s here at best, so that the floor in float32 is "
+        f"{BUSY_RUNS}), with the settings that `scanside serve` gives its engine. Errors are relative to what the network "
+        f"changes. torch's float32 matrix product reaches {rate:.0f} GFLOP/s here at best, so that the floor in float32 is "
         f"{floor:.1f} ms; the best runtime ({best['runtime']}, {best['precision']}) takes {best['ms']:.1f} ms. "
         f"{results['bfloat16']}\n\n{settings}\n\nThe same with other settings of the process; in parentheses, page faults per "
         "evaluation. One core taken: another process computes without end, which leaves the two threads one core and a half.\n"
