@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import sys
 from pathlib import Path
@@ -38,7 +39,12 @@ def libraries() -> list[Extension]:
 
 
 class BuildLibraries(build_ext):
-    """Plain shared libraries, not Python modules: no ABI tag in the name; without OpenMP where the compiler has none."""
+    """Plain shared libraries, not Python modules: no ABI tag in the name; without OpenMP where there is none."""
+
+    def finalize_options(self) -> None:
+        """One library per processor at a time."""
+        super().finalize_options()
+        self.parallel = self.parallel or os.cpu_count()
 
     def get_ext_filename(self, fullname: str) -> str:
         """Path of the library below the build folder."""

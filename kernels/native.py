@@ -65,6 +65,12 @@ class Library:
         self.parallel = bool(self.handle.scs_parallel())
         self.best: str = LEVELS[self.handle.scs_best_level()]
 
+    def count(self, name: str, *sizes: int) -> int:
+        """What a function answers that takes sizes and gives a number of floats."""
+        function = getattr(self.handle, name)
+        function.argtypes, function.restype = [LENGTH] * len(sizes), LENGTH
+        return int(function(*sizes))
+
 
 class Function:
     """A C function by its name and the types of its arguments; looked up at the first call."""
