@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 
 from . import native
+from .fft import transformable
 
-__all__ = ["Lines", "Planes", "lines", "lines_gram", "planes", "planes_gram", "transformable"]
+__all__ = ["Lines", "Planes", "lines", "lines_gram", "planes", "planes_gram"]
 
 _A, _N, _I, _F = native.ADDRESS, native.LENGTH, native.INTEGER, native.FLOAT
-_LONGEST = 1024
 _lines_pack = native.Function("scs_lines_pack", _A, _A, *[_N] * 4, _I)
 _lines_gram = native.Function("scs_lines_gram", *[_A] * 4, *[_N] * 5, _I)
 _lines_forward = native.Function("scs_lines_forward", *[_A] * 4, *[_N] * 5, _I)
@@ -31,15 +31,6 @@ _planes_gram = native.Function("scs_planes_gram", _A, _A, _N, _A, _A, *[_N] * 5,
 _planes_forward = native.Function("scs_planes_forward", _A, _A, _N, _A, _A, *[_N] * 5, _I)
 _planes_adjoint = native.Function("scs_planes_adjoint", _A, _A, _N, _A, _A, *[_N] * 5, _I)
 _planes_solve = native.Function("scs_planes_solve", _A, _A, _N, _A, _A, _F, _I, _I, *[_N] * 5, _I)
-
-
-def transformable(length: int) -> bool:
-    """Whether the kernels transform this length: 2^a 3^b 5^c, at most 1024."""
-    rest = length
-    for prime in (2, 3, 5):
-        while rest % prime == 0 and rest > 1:
-            rest //= prime
-    return rest == 1 and length <= _LONGEST
 
 
 def lines(maps: Tensor, axis: int) -> Lines | None:
@@ -196,7 +187,7 @@ def lines_gram(packed: Tensor, weights: Tensor, x: Tensor, coils: int, sizes: li
 
 
 @lines_gram.register_fake
-def _(packed: Tensor, weights: Tensor, x: Tensor, coils: int, sizes: list[int]) -> Tensor:
+def _(packed: Tensor, weights: Tensor, x: Tensor, coils: int, sizes: list[int]) -> Tensor:  # noqa: ARG001
     return torch.empty_like(x, memory_format=torch.contiguous_format)
 
 
@@ -207,7 +198,7 @@ def planes_gram(packed: Tensor, weights: Tensor, x: Tensor, coils: int) -> Tenso
 
 
 @planes_gram.register_fake
-def _(packed: Tensor, weights: Tensor, x: Tensor, coils: int) -> Tensor:
+def _(packed: Tensor, weights: Tensor, x: Tensor, coils: int) -> Tensor:  # noqa: ARG001
     return torch.empty_like(x, memory_format=torch.contiguous_format)
 
 

@@ -29,9 +29,14 @@ def conjugate_gradients(
 ) -> Tensor:
     """Solve (gram + regularization I) x = right_side by conjugate gradients (Hestenes, Stiefel, J Res NBS 49, 1952).
 
-    gram: Hermitian and not negative. right_side: shape (*batch, *gram.domain); each member of the batch has step sizes of
-    its own. initial: the start, same shape; 0 if left out. A residual of 0 stays 0. Returns x.
+    gram: Hermitian and not negative. right_side: shape (*batch, *gram.domain); each member of the batch, and what lies along
+    the independent axes of the gram, has step sizes of its own. initial: the start, same shape; 0 if left out. A residual
+    of 0 stays 0. Returns x.
     """
+    _check_iterations(iterations)
+    done = gram.solve(right_side, iterations=iterations, regularization=regularization, initial=initial)
+    if done is not None:
+        return done
     steps = conjugate_gradient_steps(
         gram, right_side, iterations=iterations, regularization=regularization, initial=initial
     )
@@ -51,7 +56,8 @@ def conjugate_gradient_steps(
     It is the working buffer, which the next iteration overwrites; `clone` what is to be kept.
     """
     _check_iterations(iterations)
-    axes, right_side = len(gram.domain), right_side.resolve_conj()
+    axes = tuple(axis for axis in range(-len(gram.domain), 0) if axis not in gram.independent)
+    right_side = right_side.resolve_conj()
     if initial is None:
         x, residual = torch.zeros_like(right_side), right_side.clone()
     else:
@@ -130,12 +136,12 @@ def _last(steps: Iterator[Tensor]) -> Tensor:
     return collections.deque(steps, maxlen=1)[0]
 
 
-def _inner(x: Tensor, y: Tensor, axes: int) -> Tensor:
-    """Real part of <x, y> over the last `axes` axes, which are kept with length 1."""
+def _inner(x: Tensor, y: Tensor, axes: tuple[int, ...]) -> Tensor:
+    """Real part of <x, y> over `axes`, counted from the end, which are kept with length 1."""
     if not x.is_complex():
-        return (x * y).sum(tuple(range(-axes, 0)), keepdim=True)
+        return (x * y).sum(axes, keepdim=True) if axes else x * y
     product = torch.view_as_real(x) * torch.view_as_real(y)
-    return product.sum((*range(-axes - 1, 0),), keepdim=True).squeeze(-1)
+    return product.sum((*(axis - 1 for axis in axes), -1), keepdim=True).squeeze(-1)
 
 
 def _ratio(above: Tensor, below: Tensor) -> Tensor:

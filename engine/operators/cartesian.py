@@ -11,10 +11,12 @@ which for even N is a change of signs and holds for odd N too. The phases are fo
 from __future__ import annotations
 
 import copy
+import functools
 import math
 from collections.abc import Iterable, Sequence
 
 import torch
+from scanside.kernels import sense
 from torch import Tensor
 
 from .linear import Identity, LinearOperator
@@ -118,6 +120,7 @@ class CartesianSense(LinearOperator):
         # The scale of the orthonormal transform goes into the maps as well: its own pass is saved.
         self._maps = innermost(maps * (before / math.sqrt(_points(self.domain, self._axes))), self._axes)
         self._conjugate = self._maps.conj().resolve_conj()
+        self._prepared = _Prepared(self._maps)
         self._sample(mask)
 
     def with_mask(self, mask: Tensor) -> CartesianSense:
@@ -151,24 +154,62 @@ class CartesianSense(LinearOperator):
         _broadcasts(mask, self.domain, "mask")
         self._mask = mask.to(self._maps.device)
         self._weights = self._after * self._mask
-        self._gram = _SenseGram(self._maps, self._conjugate, self._mask, self._axes)
+        self._gram = _SenseGram(self._prepared, self._conjugate, self._mask, self._axes)
+        self._kernel_weights: Tensor | None = None
+
+    def _kernel(self, x: Tensor) -> sense.Lines | sense.Planes | None:
+        """The compiled form of this operator, if there is one for such an argument; torch records gradients of its own."""
+        kernel = self._prepared.kernel(x, self._axes, self._weights)
+        if kernel is not None and self._kernel_weights is None:
+            self._kernel_weights = kernel.complex_weights(self._weights)
+        return None if kernel is None or (x.requires_grad and torch.is_grad_enabled()) else kernel
 
     def _forward(self, x: Tensor) -> Tensor:
+        kernel = self._kernel(x)
+        if kernel is not None and self._kernel_weights is not None:
+            return kernel.forward(self._kernel_weights, x)
         return torch.stack([_fft(sees * x, self._axes).mul_(self._weights) for sees in self._maps], dim=-4)
 
     def _backward(self, y: Tensor) -> Tensor:
+        kernel = self._kernel(y)
+        if kernel is not None and self._kernel_weights is not None:
+            return kernel.adjoint(self._kernel_weights, y)
         weights = self._weights.conj().resolve_conj()
         coils = (_ifft(weights * kspace, self._axes) for kspace in y.unbind(-4))
         return _combined(self._conjugate, coils)
 
 
-class _SenseGram(LinearOperator):
-    """maps^H F^H |mask|^2 F maps: the phases of the k-space side cancel, and so does F along axes of a constant mask.
+class _Prepared:
+    """Maps in the layouts of the compiled kernels, made when first asked for; operators that differ in their mask share them.
 
-    maps: with the phases of the image side and the scale 1/sqrt(N) of all `axes` in them.
+    maps: with the phases of the image side and the scale 1/sqrt(N) of all axes in them.
     """
 
-    def __init__(self, maps: Tensor, conjugate: Tensor, mask: Tensor, axes: tuple[int, ...]) -> None:
+    def __init__(self, maps: Tensor) -> None:
+        self.maps = maps
+        self._made: dict[tuple[int, ...], sense.Lines | sense.Planes | None] = {}
+
+    def kernel(self, x: Tensor, axes: tuple[int, ...], weights: Tensor) -> sense.Lines | sense.Planes | None:
+        """What transforms along `axes` with such weights; None where that is left to torch."""
+        if x.dtype != torch.complex64 or x.device.type != "cpu" or self.maps.dtype != torch.complex64:
+            return None
+        if axes not in self._made:
+            self._made[axes] = self._make(axes)
+        kernel = self._made[axes]
+        # Columns of lines share their weights; a plane may have them of every slice.
+        return None if isinstance(kernel, sense.Lines) and weights.numel() != self.maps.shape[axes[0]] else kernel
+
+    def _make(self, axes: tuple[int, ...]) -> sense.Lines | sense.Planes | None:
+        if axes == (-2, -1):
+            return sense.planes(self.maps)
+        return sense.lines(self.maps, axes[0]) if len(axes) == 1 else None
+
+
+class _SenseGram(LinearOperator):
+    """maps^H F^H |mask|^2 F maps: the phases of the k-space side cancel, and so does F along axes of a constant mask."""
+
+    def __init__(self, prepared: _Prepared, conjugate: Tensor, mask: Tensor, axes: tuple[int, ...]) -> None:
+        maps, self._prepared = prepared.maps, prepared
         super().__init__(maps.shape[1:], maps.shape[1:])
         weights = _power(mask.to(torch.promote_types(mask.dtype, maps.real.dtype)))
         self._axes = tuple(axis for axis in axes if _varies(weights, axis))
@@ -176,15 +217,42 @@ class _SenseGram(LinearOperator):
         for axis in left_out:
             weights = weights.narrow(axis, 0, 1) if -axis <= weights.ndim else weights
         self._maps, self._conjugate = innermost(maps, self._axes), innermost(conjugate, self._axes)
+        self._real_weights = weights * _points(self.domain, tuple(left_out))
         # Complex, for a real factor would be converted anew for every coil.
-        self._weights = (weights * _points(self.domain, tuple(left_out))).to(maps.dtype)
+        self._weights = self._real_weights.to(maps.dtype)
 
     @property
     def H(self) -> LinearOperator:  # noqa: N802
         """Itself."""
         return self
 
+    @property
+    def independent(self) -> tuple[int, ...]:
+        """The axes without a transform: with a mask of lines all columns, with one of planes all slices."""
+        return tuple(axis for axis in range(-len(self.domain), 0) if axis not in self._axes)
+
+    def solve(
+        self, right_side: Tensor, *, iterations: int, regularization: float, initial: Tensor | None = None
+    ) -> Tensor | None:
+        """All iterations in the cache of the processor; None without a kernel, or where torch records gradients."""
+        kernel = self._kernel(right_side)
+        recorded = right_side.requires_grad or (initial is not None and initial.requires_grad)
+        if kernel is None or (recorded and torch.is_grad_enabled()):
+            return None
+        return kernel.solve(self._kernel_weights, right_side, iterations, regularization, initial)
+
+    def _kernel(self, x: Tensor) -> sense.Lines | sense.Planes | None:
+        return self._prepared.kernel(x, self._axes, self._real_weights)
+
+    @functools.cached_property
+    def _kernel_weights(self) -> Tensor:
+        kernel = self._kernel(self._maps)
+        return kernel.real_weights(self._real_weights) if kernel is not None else self._real_weights
+
     def _forward(self, x: Tensor) -> Tensor:
+        kernel = self._kernel(x)
+        if kernel is not None:
+            return kernel.gram(self._kernel_weights, x)
         if self._maps.device.type == "cpu":
             # One coil at a time stays in the cache: half the time of all at once.
             coils = (_ifft(_fft(sees * x, self._axes).mul_(self._weights), self._axes) for sees in self._maps)

@@ -58,6 +58,21 @@ class LinearOperator(abc.ABC):
         """A^H A, from `domain` to `domain`."""
         return self.H @ self
 
+    @property
+    def independent(self) -> tuple[int, ...]:
+        """Axes of the domain, counted from the end, along which nothing depends on its neighbors: A acts on each by itself.
+
+        Solvers of A x = b then treat what lies along them as so many problems of their own.
+        """
+        return ()
+
+    def solve(
+        self, right_side: Tensor, *, iterations: int, regularization: float, initial: Tensor | None = None
+    ) -> Tensor | None:
+        """Conjugate gradients for (A + regularization) x = right_side in one compiled call; None where there is none."""
+        del right_side, iterations, regularization, initial
+        return None
+
     def __call__(self, x: Tensor) -> Tensor:
         """A x; x has shape (*batch, *domain), the result (*batch, *range). Raises ValueError for any other shape."""
         self._check(x, self._domain, "argument", "domain")

@@ -12,27 +12,6 @@ namespace {
 
 std::atomic<const Plan*> plans[LONGEST + 1];
 
-/* Few stages of even size: 2^8 is 16 16, 2^9 is 8 8 8. Powers of 2 stand at both ends, other primes between them. Returns the
-   number of stages, 0 for a length with other factors. */
-int take_apart(int n, int* radix)
-{
-    int count = 0, twos = 0;
-    for (; n % 2 == 0; n /= 2) ++twos;
-    int parts = (twos + 3) / 4;
-    const auto next_power = [&] {
-        const int bits = (twos + parts - 1) / parts--;
-        radix[count++] = 1 << bits;
-        twos -= bits;
-    };
-    if (parts > 0) next_power();
-    for (const int prime : {5, 3})
-        for (; n % prime == 0; n /= prime) radix[count++] = prime;
-    while (parts > 0) next_power();
-    if (n != 1) return 0;
-    if (count == 0) radix[count++] = 1;
-    return count;
-}
-
 /* None for the last stage and for radix 1. */
 const float* twiddles(int radix, int rest)
 {
@@ -51,7 +30,9 @@ const Plan* make(Index n)
 {
     Plan* plan = static_cast<Plan*>(std::calloc(1, sizeof(Plan)));
     plan->n = n;
-    plan->stages = take_apart(n, plan->radix);
+    const Factors factors = take_apart(n);
+    plan->stages = factors.count;
+    std::memcpy(plan->radix, factors.radix, sizeof factors.radix);
     int* frequency = static_cast<int*>(std::calloc(n, sizeof(int)));
     int* place = static_cast<int*>(std::calloc(n, sizeof(int)));
     int rest = n, step = 1;
@@ -137,8 +118,7 @@ void stage_up(const Plan& plan, int stage, float* work) { any_stage(plan, stage,
 
 const Plan* plan_for(std::int64_t n)
 {
-    int radix[MOST_STAGES];
-    if (n < 1 || n > LONGEST || take_apart(static_cast<int>(n), radix) == 0) return nullptr;
+    if (n < 1 || n > LONGEST || take_apart(static_cast<int>(n)).count == 0) return nullptr;
     const Plan* known = plans[n].load(std::memory_order_acquire);
     if (known) return known;
     const Plan* made = make(static_cast<int>(n));

@@ -3,11 +3,11 @@
 #pragma once
 
 #include "fft_butterflies.h"
+#include "fft_factors.h"
 #include "native.h"
 
 namespace scs {
 
-constexpr int MOST_STAGES = 12;
 constexpr int LONGEST = 1024;
 constexpr int ELEMENT = 2 * LANES;
 /* Floats of one number of all columns: LANES real parts, then LANES imaginary ones. */

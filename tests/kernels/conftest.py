@@ -31,17 +31,14 @@ def needs(*programs: str) -> None:
 def emulate() -> Callable[..., bool]:
     """A function that runs launches one after the other; tensors among their arguments, all contiguous, change in place.
 
-    source: text to use in the place of the launch's file. sanitize: run under ThreadSanitizer. Returns whether that saw two
-    threads at the same memory without a barrier between them; tensors are not changed then.
+    instead: texts to use in the place of the source files of these names. sanitize: run under ThreadSanitizer. Returns
+    whether that saw two threads at the same memory without a barrier between them; tensors are not changed then.
     """
     needs("g++")
 
-    def run(*launches: Launch, source: str | None = None, sanitize: bool = False) -> bool:
-        for item in launches:
-            text = source if source is not None else (device.sources() / "cuda" / item.source).read_text("utf-8")
-            if _raced(_program(text, item.kernel, item.macros, sanitize), item):
-                return True
-        return False
+    def run(*launches: Launch, instead: dict[str, str] | None = None, sanitize: bool = False) -> bool:
+        others = tuple(sorted((instead or {}).items()))
+        return any(_raced(_program(item.source, item.kernel, item.macros, others, sanitize), item) for item in launches)
 
     return run
 
@@ -64,14 +61,19 @@ def _folder() -> tempfile.TemporaryDirectory[str]:
 
 
 @functools.cache
-def _program(text: str, kernel: str, macros: tuple[tuple[str, int], ...], sanitize: bool) -> Path:
+def _program(
+    source: str, kernel: str, macros: tuple[tuple[str, int], ...], instead: tuple[tuple[str, str], ...], sanitize: bool
+) -> Path:
     folder = Path(tempfile.mkdtemp(dir=_folder().name))
+    for path in (HERE / "cuda_emulation.h", *(p for f in device.SOURCES for p in (device.sources() / f).iterdir())):
+        shutil.copy(path, folder)
+    for name, text in instead:
+        (folder / name).write_text(text)
     main = f"int main(int, char** words) {{ return emulation::main({kernel}, words[1], words[2]); }}\n"
-    (folder / "main.cpp").write_text(f'#include "cuda_emulation.h"\n{text}\n{main}')
+    (folder / "main.cpp").write_text(f'#include "cuda_emulation.h"\n#include "{source}"\n{main}')
     flags = ["-std=c++20", "-O1", "-g0", "-pthread", "-w", *(["-fsanitize=thread"] if sanitize else [])]
-    places = [f"-I{place}" for place in (HERE, device.sources() / "include", device.sources() / "cuda")]
     defined = [f"-D{name}={value}" for name, value in macros]
-    command = ["g++", *flags, *places, *defined, "main.cpp", "-o", "main"]
+    command = ["g++", *flags, *defined, "main.cpp", "-o", "main"]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=100)
     assert done.returncode == 0, done.stderr
     return folder / "main"

@@ -1,0 +1,139 @@
+/* Multi-coil data consistency along one axis: a block takes SCS_COLUMNS columns through all coils, and through all iterations.
+   Images are (batch, outer, n, inner), maps (coils, outer, n, inner), weights (n). Grid: column tiles, outer, batch. */
+#include "fft.h"
+
+#if !defined(SCS_N)
+#define SCS_N 256
+#define SCS_COLUMNS 4
+#define SCS_THREADS 128
+#endif
+#define SCS_EACH ((SCS_N * SCS_COLUMNS + SCS_THREADS - 1) / SCS_THREADS)
+
+namespace {
+
+using scs::Number;
+
+/* The numbers of this block's columns that belong to one thread: item = threadIdx.x + SCS_THREADS i. */
+struct Place {
+    long long inner, first;
+
+    __device__ long long columns_left() const { return inner - first; }
+    __device__ bool there(int i) const
+    {
+        const int item = threadIdx.x + SCS_THREADS * i;
+        return item < SCS_N * SCS_COLUMNS && item % SCS_COLUMNS < columns_left();
+    }
+    __device__ long long address(int i) const
+    {
+        const int item = threadIdx.x + SCS_THREADS * i;
+        return item / SCS_COLUMNS * inner + first + item % SCS_COLUMNS;
+    }
+};
+
+/* sum = sum over coils of maps^H F^H weights F maps image, all in the threads' own numbers. */
+__device__ void gram(const Place& place, const Number* maps, long long coils, long long coil_stride, const float* weights,
+                     const Number* roots, Number* work, const Number* image, Number* sum)
+{
+    SCS_UNROLL
+    for (int i = 0; i < SCS_EACH; ++i) sum[i] = Number{0, 0};
+    for (long long c = 0; c < coils; ++c, maps += coil_stride) {
+        SCS_UNROLL
+        for (int i = 0; i < SCS_EACH; ++i) {
+            const int item = threadIdx.x + SCS_THREADS * i;
+            if (item < SCS_N * SCS_COLUMNS)
+                work[item] = place.there(i) ? maps[place.address(i)] * image[i] : Number{0, 0};
+        }
+        __syncthreads();
+        scs::transform<SCS_N, SCS_COLUMNS>(work, roots);
+        for (int item = threadIdx.x; item < SCS_N * SCS_COLUMNS; item += SCS_THREADS)
+            work[item] = scs::scale(work[item], weights[scs::frequency<SCS_N>(item / SCS_COLUMNS)]);
+        __syncthreads();
+        scs::transform_back<SCS_N, SCS_COLUMNS>(work, roots);
+        SCS_UNROLL
+        for (int i = 0; i < SCS_EACH; ++i)
+            if (place.there(i))
+                sum[i] = scs::conj_multiply_add(sum[i], maps[place.address(i)], work[threadIdx.x + SCS_THREADS * i]);
+        /* the next coil overwrites only numbers that this thread has read */
+    }
+}
+
+/* Real part of <a, b> of this thread's column. SCS_THREADS is a power of 2 and a multiple of SCS_COLUMNS. */
+__device__ float inner_product(const Number* a, const Number* b, float* sums)
+{
+    float own = 0;
+    SCS_UNROLL
+    for (int i = 0; i < SCS_EACH; ++i) own += a[i].re * b[i].re + a[i].im * b[i].im;
+    sums[threadIdx.x] = own;
+    __syncthreads();
+    for (int half = SCS_THREADS / 2; half >= SCS_COLUMNS; half /= 2) {
+        if (static_cast<int>(threadIdx.x) < half) sums[threadIdx.x] += sums[threadIdx.x + half];
+        __syncthreads();
+    }
+    const float total = sums[threadIdx.x % SCS_COLUMNS];
+    __syncthreads();
+    return total;
+}
+
+__device__ float ratio(float above, float below) { return below > 0 ? above / below : 0; }
+
+}  // namespace
+
+extern "C" __global__ void __launch_bounds__(SCS_THREADS)
+    scs_lines_gram(const Number* maps, const float* weights, const Number* roots, const Number* x, Number* out,
+                   long long coils, long long inner)
+{
+    SCS_DYNAMIC_SHARED(Number, work);
+    const Place place{inner, blockIdx.x * static_cast<long long>(SCS_COLUMNS)};
+    const long long plane = SCS_N * inner, at = (blockIdx.z * static_cast<long long>(gridDim.y) + blockIdx.y) * plane;
+    Number image[SCS_EACH], sum[SCS_EACH];
+    SCS_UNROLL
+    for (int i = 0; i < SCS_EACH; ++i) image[i] = place.there(i) ? x[at + place.address(i)] : Number{0, 0};
+    gram(place, maps + blockIdx.y * plane, coils, gridDim.y * plane, weights, roots, work, image, sum);
+    SCS_UNROLL
+    for (int i = 0; i < SCS_EACH; ++i)
+        if (place.there(i)) out[at + place.address(i)] = sum[i];
+}
+
+/* x after conjugate gradients for (gram + ridge) x = right_side, each column with step sizes of its own; x holds the start. */
+extern "C" __global__ void __launch_bounds__(SCS_THREADS)
+    scs_lines_solve(const Number* maps, const float* weights, const Number* roots, const Number* right_side, Number* x,
+                    long long coils, long long inner, float ridge, long long iterations)
+{
+    SCS_DYNAMIC_SHARED(Number, work);
+    float* sums = reinterpret_cast<float*>(work + SCS_N * SCS_COLUMNS);
+    const Place place{inner, blockIdx.x * static_cast<long long>(SCS_COLUMNS)};
+    const long long plane = SCS_N * inner, at = (blockIdx.z * static_cast<long long>(gridDim.y) + blockIdx.y) * plane;
+    const Number* of_slice = maps + blockIdx.y * plane;
+    Number estimate[SCS_EACH], residual[SCS_EACH], direction[SCS_EACH], image[SCS_EACH];
+    SCS_UNROLL
+    for (int i = 0; i < SCS_EACH; ++i) {
+        estimate[i] = place.there(i) ? x[at + place.address(i)] : Number{0, 0};
+        residual[i] = place.there(i) ? right_side[at + place.address(i)] : Number{0, 0};
+    }
+    gram(place, of_slice, coils, gridDim.y * plane, weights, roots, work, estimate, image);
+    SCS_UNROLL
+    for (int i = 0; i < SCS_EACH; ++i) {
+        residual[i] = residual[i] - image[i] - scs::scale(estimate[i], ridge);
+        direction[i] = residual[i];
+    }
+    float energy = inner_product(residual, residual, sums);
+    for (long long iteration = 0; iteration < iterations; ++iteration) {
+        gram(place, of_slice, coils, gridDim.y * plane, weights, roots, work, direction, image);
+        SCS_UNROLL
+        for (int i = 0; i < SCS_EACH; ++i) image[i] = image[i] + scs::scale(direction[i], ridge);
+        const float step = ratio(energy, inner_product(direction, image, sums));
+        SCS_UNROLL
+        for (int i = 0; i < SCS_EACH; ++i) {
+            estimate[i] = estimate[i] + scs::scale(direction[i], step);
+            residual[i] = residual[i] - scs::scale(image[i], step);
+        }
+        const float before = energy;
+        energy = inner_product(residual, residual, sums);
+        const float share = ratio(energy, before);
+        SCS_UNROLL
+        for (int i = 0; i < SCS_EACH; ++i) direction[i] = residual[i] + scs::scale(direction[i], share);
+    }
+    SCS_UNROLL
+    for (int i = 0; i < SCS_EACH; ++i)
+        if (place.there(i)) x[at + place.address(i)] = estimate[i];
+}

@@ -1,0 +1,60 @@
+"""Every barrier of the CUDA sources is needed and enough: with any one taken out ThreadSanitizer sees a race, with all none."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+import torch
+from scanside.kernels import device, fft, sense_device
+
+BARRIER = "__syncthreads();"
+
+
+def fourier():
+    x = torch.ones(3, 12, 2, dtype=torch.complex64)
+    return fft.launches(x, torch.zeros_like(x), fft.roots(12), 1, -1)
+
+
+def fourier_back():
+    x = torch.ones(3, 12, 2, dtype=torch.complex64)
+    return fft.launches(x, torch.zeros_like(x), fft.roots(12), 1, 1)
+
+
+def lines():
+    maps, x = torch.ones(2, 1, 12, 3, dtype=torch.complex64), torch.ones(1, 12, 3, dtype=torch.complex64)
+    return sense_device.lines_solve(maps, torch.ones(12), x, torch.zeros_like(x), -2, 0.1, 2)
+
+
+def planes():
+    maps, x = torch.ones(2, 1, 12, 12, dtype=torch.complex64), torch.ones(1, 12, 12, dtype=torch.complex64)
+    kspace = torch.zeros(1, 2, 12, 12, dtype=torch.complex64)
+    return sense_device.planes_gram(maps, torch.ones(1, 12, 12), x, kspace, torch.zeros_like(x))
+
+
+PROBLEMS = {"fft.h": fourier, "fft.cu": fourier_back, "sense_lines.cu": lines, "sense_planes.cu": planes}
+
+
+def text(name: str) -> str:
+    return (device.sources() / "cuda" / name).read_text("utf-8")
+
+
+def barriers() -> list[tuple[str, int]]:
+    names = sorted(path.name for path in (device.sources() / "cuda").iterdir())
+    return [(name, at.start()) for name in names for at in re.finditer(re.escape(BARRIER), text(name))]
+
+
+def test_every_source_with_barriers_has_a_problem() -> None:
+    assert {name for name, _ in barriers()} == set(PROBLEMS)
+
+
+@pytest.mark.parametrize("name", PROBLEMS)
+def test_with_all_barriers_there_is_no_race(name: str, emulate) -> None:
+    assert not emulate(*PROBLEMS[name](), sanitize=True)
+
+
+@pytest.mark.parametrize(("name", "place"), barriers())
+def test_without_one_barrier_there_is(name: str, place: int, emulate) -> None:
+    whole = text(name)
+    lacking = whole[:place] + whole[place + len(BARRIER) :]
+    assert emulate(*PROBLEMS[name](), instead={name: lacking}, sanitize=True)
