@@ -7,6 +7,7 @@ import re
 import pytest
 import torch
 from scanside.kernels import device, fft, sense_device
+from scanside.kernels import photoacoustic as sound
 
 BARRIER = "__syncthreads();"
 
@@ -32,7 +33,23 @@ def planes():
     return sense_device.planes_gram(maps, torch.ones(1, 12, 12), x, kspace, torch.zeros_like(x))
 
 
-PROBLEMS = {"fft.h": fourier, "fft.cu": fourier_back, "sense_lines.cu": lines, "sense_planes.cu": planes}
+def photoacoustic():
+    table, axis = torch.zeros(3, sound.COLUMNS, dtype=torch.float64), torch.arange(4, dtype=torch.float64)
+    table[:, 2], table[:, 6] = torch.arange(-8, -5), 1
+    compact = sound.Table.of(table, axis, axis, axis[:2])
+    rows, image = sound.prepared(1, 20), torch.ones(1, 2, 4, 4)
+    sound.prepare(torch.ones(1, 3, 20), compact, rows)
+    gather = sound.gather_launches(rows, compact, image, delay=0.0, weighting=sound.PLAIN)
+    return [*gather, *sound.scatter_launches(image, compact, torch.zeros(1, 3, 20), delay=0.0, weighting=sound.PLAIN)]
+
+
+PROBLEMS = {
+    "fft.h": fourier,
+    "fft.cu": fourier_back,
+    "sense_lines.cu": lines,
+    "sense_planes.cu": planes,
+    "photoacoustic.cu": photoacoustic,
+}
 
 
 def text(name: str) -> str:
