@@ -13,15 +13,17 @@ from setuptools.command.build_ext import build_ext
 from setuptools.errors import CompileError
 
 FLAGS = ["-O3", "-std=c++20", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math", "-fno-exceptions"]
-FLAGS += ["-fno-rtti", "-fvisibility=hidden", "-Wall", "-Wextra", "-Wno-psabi", "-Werror=return-type"]
+FLAGS += ["-fno-rtti", "-fvisibility=hidden", "-Wall", "-Wextra", "-Werror=return-type"]
 FLAGS += ["-Wno-psabi"]  # vectors wider than a register are inlined, never passed between libraries
+OWN_FLAGS = os.environ.get("CXXFLAGS", "").split()
 LEVELS = {"base": [], "avx2": ["-march=x86-64-v3"], "avx512": ["-march=x86-64-v4", "-mprefer-vector-width=512"]}
 """Every library holds all kernels; kernels/native.py loads the best one that the processor runs."""
 
 
 def libraries() -> list[Extension]:
-    """One extension per instruction set of this kind of machine."""
-    levels = LEVELS if platform.machine().lower() in ("x86_64", "amd64") else {"base": LEVELS["base"]}
+    """One extension per instruction set of this kind of machine; SCANSIDE_LEVELS="base avx2" builds no others."""
+    here = LEVELS if platform.machine().lower() in ("x86_64", "amd64") else ("base",)
+    wanted = os.environ.get("SCANSIDE_LEVELS", " ".join(here)).split()
     sources = sorted(path.as_posix() for path in Path("kernels/cpu").glob("*.cpp"))
     headers = sorted(path.as_posix() for path in Path("kernels").glob("*/*.h"))
     return [
@@ -30,11 +32,12 @@ def libraries() -> list[Extension]:
             sources,
             include_dirs=["kernels/include"],
             depends=headers,
-            extra_compile_args=[*FLAGS, *flags, f'-DSCS_LEVEL="{level}"'],
+            extra_compile_args=[*FLAGS, *LEVELS[level], f'-DSCS_LEVEL="{level}"', *OWN_FLAGS],
             language="c++",
             optional=True,
         )
-        for level, flags in levels.items()
+        for level in here
+        if level in wanted
     ]
 
 
