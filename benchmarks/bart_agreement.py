@@ -18,8 +18,6 @@ import dataclasses
 import json
 import math
 import os
-import shutil
-import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -27,6 +25,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from bart import Bart
 from numpy.typing import NDArray
 from report import Table, machine, update_document
 from scanside.engine.baselines.combine import sense_combine, zero_filled
@@ -83,40 +82,10 @@ class Row:
     seconds_bart: float | None
 
 
-class Bart:
-    """The program, run in a folder of its own."""
-
-    def __init__(self, folder: Path, threads: int) -> None:
-        self._folder = folder
-        self._environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
-
-    def __call__(self, command: str) -> float:
-        """Run a command; returns seconds."""
-        start = time.perf_counter()
-        subprocess.run(
-            ["bart", *command.split()], cwd=self._folder, env=self._environment, check=True, capture_output=True
-        )
-        return time.perf_counter() - start
-
-    def write(self, name: str, array: NDArray[np.generic]) -> None:
-        """Write an array with the axes (coil, z, y, x)."""
-        dims = [*array.shape[::-1], *[1] * (16 - array.ndim)]
-        (self._folder / f"{name}.hdr").write_text("# Dimensions\n" + " ".join(map(str, dims)) + "\n")
-        np.ascontiguousarray(array, np.complex64).tofile(self._folder / f"{name}.cfl")
-
-    def read(self, name: str) -> Array:
-        """Read an array as (coil, z, y, x)."""
-        words = (self._folder / f"{name}.hdr").read_text().split("\n")[1].split()
-        dims = [int(word) for word in words]
-        return np.fromfile(self._folder / f"{name}.cfl", np.complex64).reshape(dims[::-1]).reshape(dims[3::-1])
-
-
 def main() -> None:
     """Run all cases, print the table, write JSON where asked for."""
     options = _options()
     torch.set_num_threads(options.threads)
-    if shutil.which("bart") is None:
-        raise SystemExit("the program bart is not installed; apt-get install bart")
     rows: list[Row] = []
     with tempfile.TemporaryDirectory() as folder:
         bart = Bart(Path(folder), options.threads)

@@ -82,6 +82,9 @@ class PriorConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     """Shipped weights by name, or the path of a safetensors file with its model card beside it."""
     sigma: Amount = 0.0
     """Noise level that the network is told, whatever the schedule says; 0: that of the schedule."""
+    domain: Literal["own", "image"] = "own"
+    """`own`: the network knows the domain of the transform; `image`: it knows plain images, which serves every transform
+    that keeps lengths (see `scanside.engine.priors.transforms.image_prior`)."""
 
 
 class DataConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

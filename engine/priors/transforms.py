@@ -15,8 +15,10 @@ import torch
 from torch import Tensor
 
 from ..config_priors import TransformConfig
+from ..errors import ConfigError
 from ..operators.cartesian import Fourier
 from ..operators.linear import LinearOperator
+from .denoiser import DenoiseFunction
 
 __all__ = [
     "ANALYSES",
@@ -28,6 +30,7 @@ __all__ = [
     "UndecimatedHaar",
     "haar_merge",
     "haar_split",
+    "image_prior",
     "kspace_weights",
     "window_mask",
 ]
@@ -39,6 +42,11 @@ class Analysis(LinearOperator):
     Domain (y, x), range (planes, rows, columns), both complex. `inverse` is a left inverse, so inverse(T z, z) = z; it is
     not a multiple of the adjoint in general.
     """
+
+    @property
+    def gain(self) -> float | None:
+        """a where |T x|^2 = a |x|^2 for all x (away from the border); None where there is no such a."""
+        return 1.0
 
     @abc.abstractmethod
     def inverse(self, planes: Tensor, before: Tensor) -> Tensor:
@@ -73,6 +81,11 @@ class UndecimatedHaar(Analysis):
         height, width = shape
         super().__init__(shape, (4, height + 1, width + 1))
 
+    @property
+    def gain(self) -> float:
+        """4."""
+        return 4.0
+
     def inverse(self, planes: Tensor, before: Tensor) -> Tensor:  # noqa: ARG002
         """Mean of the four ways in which the bands hold each pixel."""
         low_low, low_high, high_low, high_high = planes.unbind(-3)
@@ -105,6 +118,11 @@ class Kspace(Analysis):
     def weights(self) -> Tensor:
         """Factor of each sample, float64, (y, x)."""
         return self._weights
+
+    @property
+    def gain(self) -> float | None:
+        """The number of samples, where none is weighted or left out."""
+        return float(self._weights.numel()) if bool((self._weights == 1).all()) else None
 
     def inverse(self, planes: Tensor, before: Tensor) -> Tensor:
         """Divide by the weights where they are not 0."""
@@ -139,6 +157,11 @@ class KspaceHaar(Analysis):
         self._kspace = Kspace(shape, config)
         height, width = shape
         super().__init__(shape, (4, (height + 1) // 2, (width + 1) // 2))
+
+    @property
+    def gain(self) -> float | None:
+        """That of `Kspace`."""
+        return self._kspace.gain
 
     def inverse(self, planes: Tensor, before: Tensor) -> Tensor:
         """Merge the bands, then as `Kspace`."""
@@ -193,6 +216,34 @@ class Transform:
         planes = torch.complex(real.contiguous(), imaginary.contiguous())
         images = before.reshape(-1, *self.analysis.domain)
         return self.analysis.inverse(planes, images).reshape(before.shape)
+
+
+def image_prior(denoise: DenoiseFunction, transform: Transform) -> DenoiseFunction:
+    """The prior of a domain from one of plain images, exact where the transform keeps lengths, |u|^2 = a |z|^2.
+
+    Noise of level sigma on u is, for z, no more than noise of level sigma / sqrt(a) on T^+ u, since what is orthogonal to the
+    image of T tells nothing of z: so E[u | u + n] = T E[z | z + n / sqrt(a)]. Hence m copies are one image at sigma / sqrt(m),
+    the undecimated Haar bands one at sigma / 2, and k-space without weights one at sigma / sqrt(N).
+
+    denoise: of real and imaginary part as two channels. Raises `ConfigError` where the transform weighs k-space or leaves a
+    part out: such a domain needs a network of its own.
+    """
+    gain = transform.analysis.gain
+    if gain is None:
+        raise ConfigError(
+            f"prior.domain = 'image' with transform.kind = {transform.config.kind!r}: weighted or cut k-space does not keep "
+            "lengths, so it needs a network that was trained on it"
+        )
+    ratio = (gain * transform.config.copies) ** -0.5
+
+    def denoised(u: Tensor, sigma: Tensor) -> Tensor:
+        count = u.shape[0] // (2 if transform.config.split else 1)
+        nothing = u.new_zeros((count, *transform.analysis.domain), dtype=torch.promote_types(u.dtype, torch.complex64))
+        z = transform.inverse(u, nothing)
+        x = denoise(torch.stack([z.real, z.imag], 1), sigma[:count] * ratio)
+        return transform.forward(torch.complex(x[:, 0].contiguous(), x[:, 1].contiguous()))
+
+    return denoised
 
 
 def kspace_weights(shape: Sequence[int], scale: float, power: float) -> Tensor:

@@ -16,7 +16,7 @@ from torch import Tensor
 from ..config_priors import SamplerConfig, StageConfig
 from ..errors import ConfigError
 from ..priors.denoiser import DenoiseFunction
-from ..priors.transforms import Transform
+from ..priors.transforms import Transform, image_prior
 from .consistency import DataConsistency, Measurement, make_consistency
 from .constraints import Constraint, make_constraint
 from .rules import Rule, Step, make_rule
@@ -131,19 +131,14 @@ def make_program(
     """
     find = priors if callable(priors) else priors.__getitem__
     shape = measured.data.shape[-2:]
-    return Program(
-        [
-            Stage(
-                config,
-                find(config.prior.weights),
-                Transform(config.transform, shape),
-                make_consistency(measured, config.data),
-                make_constraint(config.constraint),
-            )
-            for config in stages
-        ],
-        sampler,
-    )
+    made = []
+    for config in stages:
+        transform, denoise = Transform(config.transform, shape), find(config.prior.weights)
+        if config.prior.domain == "image":
+            denoise = image_prior(denoise, transform)
+        consistency, constraint = make_consistency(measured, config.data), make_constraint(config.constraint)
+        made.append(Stage(config, denoise, transform, consistency, constraint))
+    return Program(made, sampler)
 
 
 def run_to_end(program: Program, start: Tensor, *, seed: int | None = None) -> Estimate:

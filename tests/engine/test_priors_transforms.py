@@ -9,6 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from scanside.engine.config_priors import TransformConfig
+from scanside.engine.errors import ConfigError
 from scanside.engine.operators import adjoint_mismatch
 from scanside.engine.priors.transforms import (
     ANALYSES,
@@ -17,6 +18,7 @@ from scanside.engine.priors.transforms import (
     UndecimatedHaar,
     haar_merge,
     haar_split,
+    image_prior,
     kspace_weights,
     window_mask,
 )
@@ -158,3 +160,54 @@ def test_real_and_imaginary_part_as_batch():
     assert channels.shape == (4, 3, 4, 5)
     assert torch.equal(channels[:2, 0], image.real)
     assert torch.equal(channels[2:, 2], image.imag)
+
+
+def real_matrix(function, shape):
+    """A real-linear function of complex images (y, x) as a matrix on stacked real and imaginary parts."""
+    size = shape[0] * shape[1]
+    columns = []
+    for part in (1.0, 1j):
+        for place in range(size):
+            unit = torch.zeros(size, dtype=torch.complex128)
+            unit[place] = part
+            columns.append(function(unit.reshape(shape)).flatten())
+    return torch.stack(columns, 1)
+
+
+@pytest.mark.parametrize("kind", ["image", "kspace", "kspace_haar"])
+@pytest.mark.parametrize(("copies", "split"), [(1, False), (3, False), (3, True)])
+def test_a_prior_of_images_is_the_prior_of_every_domain_that_keeps_lengths(kind, copies, split):
+    """Gaussian images, for which both posterior means are known: that in the domain, by its covariance, is T times that of
+    the image at the lesser noise level."""
+    shape, sigma = (4, 4), 0.7
+    transform = Transform(TransformConfig(kind=kind, copies=copies, split=split), shape)
+    root = torch.randn(32, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(4))
+    covariance = root @ root.T
+
+    def denoise(x, level):
+        wiener = covariance @ torch.linalg.inv(covariance + float(level[0]) ** 2 * torch.eye(32))
+        return (x.flatten(1) @ wiener.T).reshape(x.shape)
+
+    T = real_matrix(lambda image: transform.forward(image), shape)
+    scale = float(T[:, 0].norm())  # noise as strong as before, relative to the domain
+    total = T @ covariance @ T.T
+    u = torch.randn(len(T), dtype=torch.float64, generator=torch.Generator().manual_seed(5))
+    expected = total @ torch.linalg.solve(total + (sigma * scale) ** 2 * torch.eye(len(T)), u)
+    channels = u.reshape(transform.forward(random(*shape)).shape)
+    found = image_prior(denoise, transform)(channels, torch.full((len(channels),), sigma * scale, dtype=torch.float64))
+    assert float((found.flatten() - expected).abs().max()) < 1e-9 * float(expected.abs().max())
+
+
+def test_haar_bands_take_half_of_the_noise_level():
+    levels = []
+    transform = Transform(TransformConfig(kind="haar"), (6, 6))
+    image_prior(lambda x, sigma: levels.append(float(sigma[0])) or x, transform)(torch.zeros(1, 8, 7, 7), torch.ones(1))
+    assert levels == [0.5]
+
+
+@pytest.mark.parametrize(
+    "config", [TransformConfig(kind="kspace", window=2), TransformConfig(kind="kspace", weight_power=0.5)]
+)
+def test_weighted_or_cut_kspace_needs_its_own_network(config):
+    with pytest.raises(ConfigError, match="needs a network that was trained on it"):
+        image_prior(lambda x, sigma: x, Transform(config, (8, 8)))

@@ -1,0 +1,172 @@
+"""Image quality of MRI systems on real, fully sampled data with published masks, beside the plain reconstructions.
+
+    python benchmarks/mri_quality.py                                  # everything that has not been run yet
+    python benchmarks/mri_quality.py --systems plain --no-bart        # zero-filled, SENSE, wavelets, TV, SAKE
+    python benchmarks/mri_quality.py --systems mri/online mri/hggdp --masks hggdp_radial_015 --images 2
+    python benchmarks/mri_quality.py --write                          # update docs/benchmarks.md from what was run
+
+One coil: 12 complex brain images of `siat_dev.npz`, subjects of which nothing was trained on. Four coils: `4h_GE`, a T1 brain
+of another scanner and contrast; coil maps are estimated from the undersampled data. Images are compared on the scale of the
+full scan, as they are: no image is divided by its own maximum, as published tables do. Where a method has a parameter (a
+threshold, a rank) three values are run and the one of the best mean PSNR is shown, which flatters it. Every iteration stops by
+its count, none by the reference. Each row is kept as JSON in the results folder; a run that was stopped goes on where it was.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import tempfile
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from statistics import fmean
+
+import numpy as np
+import torch
+from bart import Bart
+from mri_cases import MASKS, Method, plain_methods, scans
+from mri_pictures import save_comparison
+from mri_published import published
+from report import Table, machine, update_document
+from rich.progress import Progress
+from scanside.engine.evaluation import evaluate
+
+FIGURES = ("psnr", "ssim", "hfen", "nrmse")
+
+
+def main() -> None:
+    """Command line."""
+    options = _options()
+    torch.set_num_threads(options.threads)
+    options.results.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as folder:
+        bart = Bart(Path(folder), options.threads) if options.bart else None
+        work = [
+            (kind, mask, method)
+            for kind in options.kinds
+            for mask in MASKS[kind]
+            if not options.masks or mask in options.masks
+            for method in _methods(kind, options.systems, bart, full=options.full)
+        ]
+        _run(work, options)
+    rows = _rows(options.results)
+    for kind in options.kinds:
+        print(_table(rows, kind), "\n")
+    if options.write:
+        document = Path(__file__).resolve().parent.parent / "docs" / "benchmarks.md"
+        for kind, title in (("single", "MRI systems, one coil"), ("multi", "MRI systems, four coils")):
+            update_document(document, title, _section(rows, kind), machine())
+
+
+def _options() -> argparse.Namespace:
+    root = Path(__file__).resolve().parent.parent
+    data = Path(os.environ.get("SCANSIDE_DATA", root.parent / "shared" / "data"))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--systems", nargs="*", default=["plain", "all"], help="plain, all, or names of configurations")
+    parser.add_argument("--kinds", nargs="*", choices=sorted(MASKS), default=["single", "multi"])
+    parser.add_argument("--masks", nargs="*", help="some of the masks only")
+    parser.add_argument("--images", type=int, default=12, help="how many of the images of one coil")
+    parser.add_argument("--full", action="store_true", help="published numbers of evaluations too")
+    parser.add_argument("--no-bart", dest="bart", action="store_false", help="leave BART out")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--data", type=Path, default=data, help="folder of scanner data")
+    parser.add_argument("--results", type=Path, default=root / "build" / "mri_quality", help="folder of finished rows")
+    parser.add_argument("--pictures", type=Path, help="folder for pictures with error maps of the first image")
+    parser.add_argument("--write", action="store_true", help="update docs/benchmarks.md")
+    return parser.parse_args()
+
+
+def _methods(kind: str, systems: Iterable[str], bart: Bart | None, *, full: bool) -> Iterator[Method]:
+    from mri_systems import system_methods
+
+    if "plain" in systems:
+        yield from plain_methods(kind, bart)
+    yield from system_methods(kind, [name for name in systems if name != "plain"], full=full)
+
+
+def _run(work: list[tuple[str, str, Method]], options: argparse.Namespace) -> None:
+    with Progress() as progress:
+        task = progress.add_task("reconstructions", total=len(work))
+        for kind, mask, method in work:
+            progress.update(task, description=f"{mask} {method.name}")
+            path = options.results / f"{kind}_{mask}_{_slug(method.name)}.json"
+            if not path.exists() or len(json.loads(path.read_text())["psnr"]) < (
+                options.images if kind == "single" else 1
+            ):
+                row = _row(kind, mask, method, options)
+                path.write_text(json.dumps(row, indent=1))
+            progress.advance(task)
+
+
+def _slug(name: str) -> str:
+    return "".join(letter if letter.isalnum() or letter in "-." else "_" for letter in name)
+
+
+def _row(kind: str, mask: str, method: Method, options: argparse.Namespace) -> dict[str, object]:
+    """One method on all images of a kind with one mask."""
+    row: dict[str, object] = {"kind": kind, "mask": mask, "method": method.name, "group": method.group, "seconds": []}
+    scores: dict[str, list[float]] = {figure: [] for figure in FIGURES}
+    seconds = []
+    for index, case in enumerate(scans(kind, options.data, mask, options.images)):
+        image, evaluations, taken = method(case)
+        found = evaluate(case.reference, image)
+        for figure in FIGURES:
+            scores[figure].append(getattr(found, figure))
+        seconds.append(taken)
+        row |= {"net": case.net, "evaluations": evaluations}
+        if options.pictures and index == 0:
+            save_comparison(options.pictures / f"{kind}_{mask}_{_slug(method.name)}.png", case.reference, image)
+    return row | scores | {"seconds": seconds, "load": os.getloadavg()[0]}
+
+
+def _rows(folder: Path) -> list[dict]:
+    return [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
+
+
+def _best(rows: list[dict], kind: str, mask: str) -> list[dict]:
+    """The row of the best mean PSNR of each group; plain methods first, then by PSNR."""
+    groups: dict[str, dict] = {}
+    for row in rows:
+        if (row["kind"], row["mask"]) == (kind, mask):
+            known = groups.get(row["group"])
+            if known is None or fmean(row["psnr"]) > fmean(known["psnr"]):
+                groups[row["group"]] = row
+    return sorted(groups.values(), key=lambda row: (row["evaluations"] > 0, fmean(row["psnr"])))
+
+
+def _table(rows: list[dict], kind: str) -> Table:
+    table = Table(
+        "mask", "net R", "method", "PSNR dB", "least", "SSIM", "HFEN", "NRMSE", "NFE", "CPU s", "published dB"
+    )
+    for mask in MASKS[kind]:
+        for row in _best(rows, kind, mask):
+            table.add(
+                mask,
+                f"{row['net']:.2f}",
+                row["method"],
+                f"{fmean(row['psnr']):.2f}",
+                f"{np.min(row['psnr']):.2f}",
+                f"{fmean(row['ssim']):.3f}",
+                f"{fmean(row['hfen']):.2f}",
+                f"{fmean(row['nrmse']):.3f}",
+                row["evaluations"],
+                f"{fmean(row['seconds']):.2f}",
+                published(row["group"], kind, mask),
+            )
+    return table
+
+
+def _section(rows: list[dict], kind: str) -> str:
+    explained = " ".join((__doc__ or "").split("\n\n", 2)[2].split())
+    return (
+        f"{_table(rows, kind)}\n\n`benchmarks/mri_quality.py`. {explained} `least`: PSNR of the worst image. NFE: network "
+        "evaluations of each plane. CPU s: processor seconds of one image on one thread, with other work on the machine. "
+        "Published figures are for the mask of that name but for other images, which were in the training set of that "
+        "system, and for the iteration that was nearest to the reference; those for four coils divide each image by its own "
+        "maximum.\n"
+    )
+
+
+if __name__ == "__main__":
+    main()
