@@ -52,13 +52,15 @@ class Stage:
         self._denoise, self.evaluations = denoise, 0
 
     def denoise(self, u: Tensor, sigma: Tensor) -> Tensor:
-        """The prior of this stage, told its own noise level if it has one, with its evaluations counted."""
+        """The prior of this stage, with its evaluations counted."""
         self.evaluations += 1
-        told = self.config.prior.sigma
-        return self._denoise(u, torch.full_like(sigma, told) if told else sigma)
+        return self._denoise(u, sigma)
 
     def apply(self, state: Tensor, step: Step, rule: Rule) -> tuple[Tensor, Tensor]:
-        """State and estimate after this stage."""
+        """State and estimate after this stage, at its own noise level if it has one."""
+        told = self.config.prior.sigma
+        if told:
+            step = Step(told, told, corrects=step.corrects)
         moved = self.transform.inverse(rule.move(self.transform.forward(state), step, self.denoise), state)
         moved = rule.push(state, moved)
         consistent = self.constraint(self.consistency(moved, step.sigma))
