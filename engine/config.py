@@ -47,7 +47,19 @@ Iterations = Annotated[int, msgspec.Meta(ge=1, le=10000)]
 KernelSize = Annotated[int, msgspec.Meta(ge=1, le=64)]
 Weight = Annotated[float, msgspec.Meta(ge=0)]
 
-Method = Literal["auto", "none", "zero_filled", "sense", "cg_sense", "l1_espirit", "grappa", "gridding", "prior"]
+Method = Literal[
+    "auto",
+    "none",
+    "zero_filled",
+    "sense",
+    "cg_sense",
+    "l1_espirit",
+    "total_variation",
+    "grappa",
+    "sake",
+    "gridding",
+    "prior",
+]
 
 
 class PreparationConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -85,9 +97,9 @@ class ReconstructionConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=Tr
     method: Method = "auto"
     """`auto`: root sum of squares of what is fully sampled, SENSE for what is not."""
     iterations: Iterations = 30
-    """Of conjugate gradients, or of FISTA for `l1_espirit`."""
+    """Of conjugate gradients, of FISTA for `l1_espirit` and `total_variation`, of `sake`."""
     regularization: Weight = 0.005
-    """L2 weight of SENSE, relative to the largest eigenvalue, or wavelet threshold of `l1_espirit`, relative to the data."""
+    """L2 weight of SENSE, relative to the largest eigenvalue; threshold of `l1_espirit` and `total_variation`, relative to the data."""
     kernel: tuple[KernelSize, KernelSize] = (5, 4)
     """GRAPPA kernel: readout points, acquired lines."""
     warm_start: bool = False

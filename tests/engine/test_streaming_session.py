@@ -511,7 +511,7 @@ def test_lines_beyond_the_matrix_are_left_out() -> None:
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, 1e38])
-@pytest.mark.parametrize("method", ["auto", "cg_sense", "grappa"])
+@pytest.mark.parametrize("method", ["auto", "cg_sense", "grappa", "sake"])
 def test_no_pixel_is_ever_without_a_value(bad: float, method: str) -> None:
     config = with_overrides(PLAIN, {"reconstruction.method": method}, source="test")
     scan = simulate_scan(32, 4, 1 if method == "auto" else 2, 16, noise=1e-3, repetitions=2, noise_readouts=0)
@@ -531,7 +531,7 @@ def test_no_pixel_is_ever_without_a_value(bad: float, method: str) -> None:
 
 
 @pytest.mark.parametrize("value", [0.0, 1e-42])
-@pytest.mark.parametrize("method", ["auto", "cg_sense", "l1_espirit", "grappa"])
+@pytest.mark.parametrize("method", ["auto", "cg_sense", "l1_espirit", "total_variation", "grappa", "sake"])
 def test_silence_gives_finite_images(value: float, method: str) -> None:
     config = with_overrides(PLAIN, {"reconstruction.method": method, "reconstruction.iterations": 3}, source="test")
     scan = simulate_scan(32, 4, 2, 16, noise=1e-3, noise_readouts=0)
@@ -545,7 +545,7 @@ def test_silence_gives_finite_images(value: float, method: str) -> None:
     assert image.pixels.max() < 1e-3
 
 
-@pytest.mark.parametrize("method", ["auto", "cg_sense", "grappa"])
+@pytest.mark.parametrize("method", ["auto", "cg_sense", "total_variation", "grappa"])
 def test_a_dead_coil_leaves_the_image_to_the_others(method: str) -> None:
     config = with_overrides(PLAIN, {"reconstruction.method": method}, source="test")
     scan = simulate_scan(48, 6, 2, 24, noise=1e-4, noise_readouts=32)
