@@ -6,16 +6,12 @@ import collections
 import functools
 from collections.abc import Iterable, Iterator
 
-import torch
 from mri_cases import Case, Method
-from scanside.engine.baselines.combine import root_sum_of_squares, zero_filled
 from scanside.engine.baselines.sense import cg_sense
 from scanside.engine.config import ConfigStore, SystemConfig
 from scanside.engine.operators import Fourier
-from scanside.engine.priors.denoiser import DenoiseFunction
-from scanside.engine.priors.storage import load_weights
 from scanside.engine.samplers.consistency import Measurement
-from scanside.engine.samplers.loop import Estimate, make_program
+from scanside.engine.streaming.generative import GenerativeResult, PriorSolver
 from torch import Tensor
 
 __all__ = ["estimates", "system_methods"]
@@ -41,37 +37,15 @@ def _fits(config: SystemConfig, kind: str) -> bool:
 
 def _run(config: SystemConfig, case: Case) -> tuple[Tensor, int]:
     last = collections.deque(estimates(config, case), maxlen=1)[0]
-    return _picture(last.image), last.evaluations
+    return last.image, last.evaluations
 
 
-def estimates(config: SystemConfig, case: Case) -> Iterator[Estimate]:
-    """The estimates of a configuration after each step, on the scale of the case.
-
-    The brightest pixel of the starting image is brought to 1, which is what the networks were trained on.
-    """
-    combined = any(stage.data.kind in ("sense", "gradient") for stage in config.stages)
-    combined |= case.kind == "multi" and any(stage.data.kind == "proximal" for stage in config.stages)
-    start = _start(config, case, combined=combined)
-    scale = float(_picture(start).abs().max())
-    measured = Measurement(data=case.data / scale, mask=case.mask, maps=case.maps if combined else None)
-    program = make_program(config.stages, config.sampler, _prior, measured)
-    for estimate in program.run(start / scale):
-        yield Estimate(estimate.image * scale, estimate.sigma, estimate.evaluations, estimate.step, estimate.steps)
-
-
-def _start(config: SystemConfig, case: Case, *, combined: bool) -> Tensor:
-    if not combined:
-        return Fourier(case.data.shape).H(case.data)
-    if config.sampler.start == "given":
-        return cg_sense(case.operator, case.data, iterations=10, regularization=0.01)
-    return zero_filled(case.data, case.maps)
-
-
-def _picture(image: Tensor) -> Tensor:
-    """Coil images (coil, z, y, x) combined to (z, y, x)."""
-    return root_sum_of_squares(image) if image.ndim == 4 else image
-
-
-@functools.cache
-def _prior(name: str) -> DenoiseFunction:
-    return load_weights(name)[0].to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+def estimates(config: SystemConfig, case: Case) -> Iterator[GenerativeResult]:
+    """What a session's solver gives after each step; the image combined, (z, y, x), on the scale of the case."""
+    solver = PriorSolver(config, (1, *case.mask.shape), case.data.shape[0])
+    measured = Measurement(data=case.data, mask=case.mask, maps=None if solver.per_coil else case.maps)
+    if solver.per_coil:
+        plain = Fourier(case.data.shape).H(case.data)
+    else:
+        plain = cg_sense(case.operator, case.data, iterations=8, regularization=0.005)
+    yield from solver.solve(measured, plain)

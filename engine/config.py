@@ -99,7 +99,7 @@ class ReconstructionConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=Tr
     iterations: Iterations = 30
     """Of conjugate gradients, of FISTA for `l1_espirit` and `total_variation`, of `sake`."""
     regularization: Weight = 0.005
-    """L2 weight of SENSE, relative to the largest eigenvalue; threshold of `l1_espirit` and `total_variation`, relative to the data."""
+    """L2 weight of SENSE, relative to the largest eigenvalue; threshold of `l1_espirit` and `total_variation`."""
     kernel: tuple[KernelSize, KernelSize] = (5, 4)
     """GRAPPA kernel: readout points, acquired lines."""
     warm_start: bool = False
