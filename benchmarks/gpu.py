@@ -77,8 +77,8 @@ def networks() -> tuple[list[dict], str]:
         table.add(row["runtime"], row["precision"], row.get("version", ""), *times, error, row.get("wrong", ""))
     text = (
         f"{table}\n\nThe default network, {gigaflop(256):.2f} GFLOP, random weights, 1 x 2 x 256 x 256; medians of {RUNS} runs "
-        f"by CUDA events, copies of input included. Chosen: {chosen.runtime}, {chosen.precision}. Errors are relative to what the "
-        "network changes, against torch in float32.\n"
+        f"by CUDA events, copies of input included. Chosen: {chosen.runtime}, {chosen.precision}. Errors are relative to "
+        "what the network changes, against torch in float32.\n"
     )
     return rows, text
 
