@@ -17,7 +17,7 @@ import typer
 from scanside.engine.errors import ConfigError, ScansideError
 from typer.core import TyperGroup
 
-__all__ = ["check", "compile_", "demo", "doctor", "list_", "main", "run", "send", "serve", "show"]
+__all__ = ["check", "compile_", "demo", "doctor", "list_", "main", "run", "send", "serve", "show", "train"]
 
 _UsageError: type[typer.BadParameter] = typer.BadParameter.__bases__[0]
 """What is raised for a wrong option, whichever package has the parser."""
@@ -318,6 +318,53 @@ def run(
         threads=threads,
     )
     raise typer.Exit(run_file(options))
+
+
+@app.command(
+    epilog=_examples(
+        "scanside train mri/online --data images -o my-prior",
+        "scanside train mine.toml --data scans -P training.steps=5000 -P network.blocks=2",
+        "scanside train mri/online --data images -o my-prior --through-loop --weights base.safetensors",
+    )
+)
+def train(
+    config: Annotated[str, typer.Argument(help="Name of a configuration, or a TOML file.")],
+    *,
+    data: Annotated[Path, typer.Option("--data", metavar="DIR", help="Folder of npz, ISMRMRD or NIfTI files.")],
+    out: Annotated[
+        Path, typer.Option("-o", "--output", metavar="DIR", help="Folder for weights; a run in it is taken up again.")
+    ] = Path("scanside-training"),
+    name: Annotated[str, typer.Option(help="What the weights are called.")] = "prior",
+    values: _Values = None,
+    configs: _Configs = None,
+    through_loop: Annotated[
+        bool, typer.Option("--through-loop", help="Train through the reconstruction loop, for few evaluations.")
+    ] = False,
+    weights: Annotated[str, typer.Option(help="Weights to begin with: shipped ones by name, or a file.")] = "",
+    held_out: Annotated[
+        float, typer.Option(min=0, max=0.9, help="Share of the images, the last ones, kept for validation.")
+    ] = 0.08,
+    save_every: Annotated[int, typer.Option(min=1, help="Steps between checkpoints.")] = 500,
+    threads: Annotated[int, typer.Option(min=0, help="Processor threads; 0: all cores.")] = 0,
+) -> None:
+    """Train a prior on a folder of images; stop and take up again at any time."""
+    from .commands.output import pairs
+    from .commands.train import TrainOptions, run_training
+
+    options = TrainOptions(
+        config=config,
+        data=data,
+        out=out,
+        name=name,
+        overrides=pairs(values, "-P"),
+        folders=configs or (),
+        through_loop=through_loop,
+        weights=weights,
+        held_out=held_out,
+        save_every=save_every,
+        threads=threads,
+    )
+    raise typer.Exit(run_training(options))
 
 
 @config_app.command("list", epilog=_examples("scanside config list", "scanside config list | cut -f 1"))

@@ -175,6 +175,8 @@ class TrainingConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     """Last part of the run, over which the rate falls to zero."""
     average: Annotated[float, msgspec.Meta(ge=0, lt=1)] = 0.999
     """Decay of the moving average of the weights."""
+    precondition: Precondition = "edm"
+    """How the network is built into a denoiser; see `scanside.engine.priors.denoiser`."""
     loss: Literal["edm", "plain"] = "edm"
     """`edm`: squared error divided by its expected size at each noise level; `plain`: as denoising autoencoders."""
     sigma: tuple[Positive, Positive] = (0.002, 1.0)

@@ -106,7 +106,7 @@ class LoopTrainer(Trainer):
     def __init__(
         self,
         denoiser: Denoiser,
-        images: Tensor,
+        images: Sequence[Tensor] | Tensor,
         config: TrainingConfig,
         stages: Sequence[StageConfig],
         sampler: SamplerConfig,

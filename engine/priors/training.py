@@ -8,13 +8,15 @@ run, so a run can be told to end earlier at any time; the weights that count are
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from ..config_priors import TrainingConfig
+from ..config_priors import TrainingConfig, TransformConfig
 from ..errors import ConfigError
 from .denoiser import Denoiser
+from .transforms import Transform
 
 __all__ = ["Trainer", "augmented", "validation_errors"]
 
@@ -52,8 +54,8 @@ def _phase(batch: Tensor, generator: torch.Generator) -> Tensor:
     return torch.stack([c * real - s * imaginary, s * real + c * imaginary], 2).reshape(batch.shape)
 
 
-def augmented(images: Tensor, config: TrainingConfig, generator: torch.Generator) -> Tensor:
-    """A batch (batch, C, crop, crop) float32 drawn from images (N, C, H, W): cropped, turned, rescaled, with random phase."""
+def augmented(images: Sequence[Tensor] | Tensor, config: TrainingConfig, generator: torch.Generator) -> Tensor:
+    """A batch (batch, C, crop, crop) float32 drawn from images (C, H, W): cropped, turned, rescaled, with random phase."""
     chosen = torch.randint(0, len(images), (config.batch,), generator=generator)
     batch = torch.stack([_patch(images[i], config.crop, generator, turn=config.turn) for i in chosen.tolist()])
     if config.phase and batch.shape[1] % 2 == 0:
@@ -65,12 +67,22 @@ def augmented(images: Tensor, config: TrainingConfig, generator: torch.Generator
 class Trainer:
     """One network, its moving average and its optimizer, a step at a time.
 
-    `images`: (N, C, H, W), any float type, scaled to greatest magnitude 1. Raises `ConfigError` where they do not fit the
+    images: each (C, H, W), any float type, scaled to greatest magnitude 1, C = 2 for real and imaginary part. transform: the
+    domain that the prior is trained in, if it is not that of the images. Raises `ConfigError` where they do not fit the
     network.
     """
 
-    def __init__(self, denoiser: Denoiser, images: Tensor, config: TrainingConfig) -> None:
+    def __init__(
+        self,
+        denoiser: Denoiser,
+        images: Sequence[Tensor] | Tensor,
+        config: TrainingConfig,
+        transform: TransformConfig | None = None,
+    ) -> None:
         self.denoiser, self.images, self.config = denoiser, images, config
+        self.embed: Transform | None = None
+        if transform is not None and transform != TransformConfig():
+            self.embed = Transform(transform, (config.crop, config.crop))
         for parameter in denoiser.parameters():
             parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
         self._check()
@@ -81,12 +93,25 @@ class Trainer:
         self.done = 0
 
     def _check(self) -> None:
-        size, multiple = min(self.config.crop, *self.images.shape[-2:]), self.denoiser.multiple
-        if size % multiple:
-            raise ConfigError(f"training.crop = {size}: this network needs a multiple of {multiple}")
+        crop, multiple = self.config.crop, self.denoiser.multiple
+        if not len(self.images):
+            raise ConfigError("there are no images to train on")
+        smallest = min(min(image.shape[-2:]) for image in self.images)
+        if crop > smallest:
+            raise ConfigError(f"training.crop = {crop}: the smallest image has {smallest} pixels per side; crop less")
+        if crop % multiple and self.embed is None:
+            raise ConfigError(f"training.crop = {crop}: this network needs a multiple of {multiple}")
+        found, wanted = self._channels(), self.denoiser.network.config.channels  # type: ignore[union-attr]
+        if found != wanted:
+            raise ConfigError(f"network.channels = {wanted}: images in this domain have {found} channels")
         low, high = self.config.sigma
         if low >= high:
             raise ConfigError(f"training.sigma = [{low}, {high}]: the first must be less than the second")
+
+    def _channels(self) -> int:
+        if self.embed is None:
+            return int(self.images[0].shape[0])
+        return self.embed.channels
 
     def rate(self) -> float:
         """Learning rate of the next step."""
@@ -94,13 +119,13 @@ class Trainer:
         falling = (c.steps - self.done) / max(1.0, c.decay * c.steps)
         return c.learning_rate * max(0.0, min(1.0, (self.done + 1) / c.rise, falling))
 
-    def sigmas(self, generator: torch.Generator) -> Tensor:
-        """Noise levels of one batch, shape (batch,)."""
+    def sigmas(self, count: int, generator: torch.Generator) -> Tensor:
+        """Noise levels of one batch, shape (count,)."""
         c = self.config
         if c.sigma_levels:
-            chosen = torch.randint(0, len(c.sigma_levels), (c.batch,), generator=generator)
+            chosen = torch.randint(0, len(c.sigma_levels), (count,), generator=generator)
             return torch.tensor(c.sigma_levels)[chosen]
-        return _uniform(c.batch, math.log(c.sigma[0]), math.log(c.sigma[1]), generator).exp()
+        return _uniform(count, math.log(c.sigma[0]), math.log(c.sigma[1]), generator).exp()
 
     def step(self) -> float:
         """One batch; returns its loss, which is about 1 for a network that removes nothing."""
@@ -118,7 +143,10 @@ class Trainer:
 
     def loss(self, generator: torch.Generator) -> Tensor:
         """Of one batch: the denoiser's squared error, weighted as the configuration says."""
-        clean, sigma = augmented(self.images, self.config, generator), self.sigmas(generator)
+        clean = augmented(self.images, self.config, generator)
+        if self.embed is not None:
+            clean = self.embed.forward(torch.complex(clean[:, 0], clean[:, 1]))
+        sigma = self.sigmas(len(clean), generator)
         noise = torch.randn(clean.shape, generator=generator)
         s = sigma.reshape(-1, 1, 1, 1)
         noisy = (clean + s * noise).to(memory_format=torch.channels_last)

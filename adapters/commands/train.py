@@ -1,0 +1,170 @@
+"""`scanside train`: a prior from a folder of images, as weights with a model card."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import torch
+from rich.console import Console
+from rich.progress import Progress, TaskID
+from safetensors.torch import save as written_tensors
+from scanside.adapters.files.png import write_png
+from scanside.adapters.files.training_images import read_training_images
+from scanside.adapters.process import tune_process
+from scanside.engine.config import ConfigStore, SystemConfig, read_config, with_overrides
+from scanside.engine.errors import ConfigError
+from scanside.engine.priors.denoiser import Denoiser
+from scanside.engine.priors.storage import ModelCard, load_weights, read_checkpoint, save_weights, write_whole
+from scanside.engine.priors.through_loop import LoopTrainer
+from scanside.engine.priors.training import Trainer, validation_errors
+from torch import Tensor
+
+from .output import console, progress_bar
+
+__all__ = ["TrainOptions", "run_training"]
+
+_SIGMAS = (0.02, 0.05, 0.1)
+"""Noise levels at which the model card tells the error."""
+_SHOWN = 0.1
+
+
+class TrainOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """What to train, on what, and where to put it."""
+
+    config: str
+    data: Path
+    out: Path = Path("scanside-training")
+    name: str = "prior"
+    overrides: dict[str, str] = {}
+    folders: Sequence[Path] = ()
+    through_loop: bool = False
+    weights: str = ""
+    """Weights to begin with; empty: new ones."""
+    held_out: float = 0.08
+    """Share of the images, the last ones, that is kept for validation."""
+    save_every: int = 500
+    threads: int = 0
+
+
+class _Run:
+    """One training in its folder: checkpoint, weights, card, pictures."""
+
+    def __init__(self, options: TrainOptions, config: SystemConfig, images: list[Tensor], where: Console) -> None:
+        self.options, self.config, self.console = options, config, where
+        kept = min(len(images) - 1, max(1, round(options.held_out * len(images)))) if options.held_out else 0
+        self.images, self.validation = images[: len(images) - kept], images[len(images) - kept :]
+        self.trainer = self._trainer()
+        self.checkpoint = options.out / "checkpoint.safetensors"
+        if self.checkpoint.exists():
+            self.trainer.restore(read_checkpoint(self.checkpoint))
+            where.print(f"going on at step {self.trainer.done}")
+
+    def _trainer(self) -> Trainer:
+        config, settings = self.config, self.config.training
+        torch.manual_seed(settings.seed)
+        denoiser = load_weights(self.options.weights)[0] if self.options.weights else None
+        if denoiser is None:
+            spread = statistics.fmean(float(image.float().square().mean()) for image in self.images[:200]) ** 0.5
+            denoiser = Denoiser.of_size(config.network, precondition=settings.precondition, sigma_data=round(spread, 4))
+        denoiser.train().requires_grad_(requires_grad=True)
+        if self.options.through_loop:
+            return LoopTrainer(denoiser, self.images, settings, config.stages, config.sampler)
+        return Trainer(denoiser, self.images, settings, config.stages[0].transform if config.stages else None)
+
+    def go(self, progress: Progress, task: TaskID) -> None:
+        """Train to the last step; what was reached is kept however this ends."""
+        trainer, steps, losses = self.trainer, self.config.training.steps, list[float]()
+        begun, first = time.monotonic(), trainer.done
+        try:
+            while trainer.done < steps:
+                losses.append(trainer.step())
+                rate = (trainer.done - first) / (time.monotonic() - begun)
+                recent = statistics.fmean(losses[-100:])
+                progress.update(task, completed=trainer.done, description=f"loss {recent:.3f}, {rate:.1f} steps/s")
+                if trainer.done % self.options.save_every == 0 and trainer.done < steps:
+                    self.save()
+                    self.console.print(f"step {trainer.done}: loss {recent:.4f}, {rate:.2f} steps/s")
+        finally:
+            self.save()
+
+    def save(self) -> ModelCard:
+        """Write checkpoint, averaged weights with their card, and a picture."""
+        write_whole(self.checkpoint, written_tensors(self.trainer.state()))
+        averaged = self.trainer.averaged()
+        card = save_weights(self.options.out / f"{self.options.name}.safetensors", averaged, self._card(averaged))
+        if self.validation and self.trainer.embed is None:
+            self._picture(averaged)
+        return card
+
+    def _card(self, averaged: Denoiser) -> ModelCard:
+        settings, some = self.config.training, self.validation[:4]
+        metrics = {}
+        if some and self.trainer.embed is None:
+            found = {
+                sigma: [validation_errors(averaged, image[None], (sigma,))[sigma] for image in some]
+                for sigma in _SIGMAS
+            }
+            metrics = {f"rmse_over_sigma_{sigma:g}": round(statistics.fmean(v), 4) for sigma, v in found.items()}
+        return ModelCard(
+            name=self.options.name,
+            description=self.config.description,
+            network=averaged.network.config,  # type: ignore[arg-type]
+            precondition=averaged.precondition,
+            sigma_data=averaged.sigma_data,
+            sigma=settings.sigma,
+            transform=self.config.stages[0].transform.kind if self.config.stages else "image",
+            data=self.options.data.name,
+            subjects=f"all but the last {len(self.validation)} images",
+            images=len(self.images),
+            steps=self.trainer.done,
+            batch=settings.batch,
+            seed=settings.seed,
+            loss=settings.loss,
+            through_loop=self.options.through_loop,
+            metrics=metrics,
+        )
+
+    def _picture(self, averaged: Denoiser) -> None:
+        """Clean, noisy and denoised, side by side."""
+        clean = self.validation[0].float()
+        generator = torch.Generator().manual_seed(0)
+        noisy = clean + _SHOWN * torch.randn(clean.shape, generator=generator)
+        with torch.no_grad():
+            found = averaged(noisy[None], torch.tensor([_SHOWN]))[0]
+        shown = [np.hypot(*image.numpy()) for image in (clean, noisy, found)]
+        write_png(self.options.out / "sample.png", np.concatenate(shown, axis=1), (0.0, float(shown[0].max())))
+
+
+def _config(options: TrainOptions) -> SystemConfig:
+    path = Path(options.config)
+    if options.config.endswith(".toml"):
+        config = read_config(path.read_text("utf-8"), name=f"{path.parent.name}/{path.stem}", source=str(path))
+    else:
+        config = ConfigStore(options.folders).get(options.config)
+    if options.through_loop and not config.stages:
+        raise ConfigError(f"{options.config} has no [[stages]], so there is no loop to train through")
+    return with_overrides(config, options.overrides, source="-P")
+
+
+def run_training(options: TrainOptions) -> int:
+    """Train a prior; returns the exit code. Goes on where a checkpoint in the output folder ends.
+
+    Raises ConfigError for a wrong configuration, images that do not fit it, or a damaged checkpoint.
+    """
+    tune_process()
+    config, where = _config(options), console(stderr=True)
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    images = read_training_images(options.data, lambda line: where.print(line, markup=False))
+    options.out.mkdir(parents=True, exist_ok=True)
+    run = _Run(options, config, images, where)
+    where.print(f"{len(run.images)} images to train on, {len(run.validation)} kept for validation")
+    with progress_bar(where, "steps") as progress:
+        run.go(progress, progress.add_task(config.name, total=config.training.steps, completed=run.trainer.done))
+    console().print(f"{options.out / options.name}.safetensors: {run.trainer.done} steps", markup=False)
+    return 0

@@ -1,0 +1,287 @@
+"""Networks, denoisers, their weights on disk, and training, also through the loop."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scanside.engine.config_priors import (
+    DataConfig,
+    NetworkConfig,
+    SamplerConfig,
+    StageConfig,
+    TrainingConfig,
+    TransformConfig,
+)
+from scanside.engine.errors import ConfigError
+from scanside.engine.priors.denoiser import Denoiser
+from scanside.engine.priors.networks import UNet, count_parameters
+from scanside.engine.priors.storage import ModelCard, load_weights, read_checkpoint, save_weights, shipped_weights
+from scanside.engine.priors.through_loop import LoopTrainer, random_mask, simulated_maps
+from scanside.engine.priors.training import Trainer, augmented, validation_errors
+from scanside.engine.samplers.consistency import Measurement, make_consistency
+from torch import Tensor
+
+SMALL = NetworkConfig(widths=(8, 16), blocks=1)
+BASE = TrainingConfig(batch=4, crop=32, rise=5, steps=60, precision="float32", learning_rate=3e-3, average=0.9)
+
+
+def with_weights(network: UNet) -> UNet:
+    """The network with a last layer that is not zero."""
+    with torch.no_grad():
+        network.tail.weight.normal_(generator=torch.Generator().manual_seed(0))
+    return network
+
+
+def bells(count: int = 12) -> Tensor:
+    """Smooth complex images (count, 2, 48, 48) of greatest magnitude 1."""
+    y, x = torch.meshgrid(torch.linspace(-1, 1, 48), torch.linspace(-1, 1, 48), indexing="ij")
+    generator = torch.Generator().manual_seed(1)
+    images = []
+    for _ in range(count):
+        cx, cy, w, phase = (torch.rand(4, generator=generator) - 0.5).tolist()
+        bell = torch.exp(-((x - cx) ** 2 + (y - cy) ** 2) / (0.1 + 0.3 * abs(w)))
+        wave = torch.polar(bell, 3 * phase * (x + y))
+        images.append(torch.stack([wave.real, wave.imag]) / bell.max())
+    return torch.stack(images)
+
+
+# --- networks ----------------------------------------------------------------------------------------------------------------
+
+
+def test_the_default_size_is_about_a_million_parameters() -> None:
+    assert 1.0e6 < count_parameters(UNet(NetworkConfig())) < 1.1e6
+
+
+@settings(max_examples=15)
+@given(
+    widths=st.lists(st.integers(4, 12), min_size=1, max_size=3),
+    blocks=st.integers(1, 2),
+    shuffle=st.sampled_from([1, 2, 4]),
+    channels=st.integers(1, 6),
+)
+def test_any_size_gives_an_image_of_the_same_shape(widths: list[int], blocks: int, shuffle: int, channels: int) -> None:
+    config = NetworkConfig(widths=tuple(widths), blocks=blocks, shuffle=shuffle, channels=channels)
+    x = torch.randn(2, channels + 1, 2 * config.multiple, 3 * config.multiple)
+    assert UNet(config)(x).shape == (2, channels, *x.shape[-2:])
+
+
+def test_the_network_is_homogeneous() -> None:
+    network = with_weights(UNet(SMALL)).double()
+    x = torch.randn(1, 3, 16, 16, dtype=torch.float64)
+    torch.testing.assert_close(network(7.5 * x), 7.5 * network(x))
+
+
+def test_a_homogeneous_denoiser_needs_no_scale() -> None:
+    denoiser = Denoiser(with_weights(UNet(SMALL)), precondition="homogeneous")
+    x, sigma = torch.randn(1, 2, 16, 16), torch.tensor([0.1])
+    torch.testing.assert_close(denoiser(4 * x, 4 * sigma), 4 * denoiser(x, sigma), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("precondition", ["edm", "homogeneous"])
+def test_a_new_denoiser_is_the_best_linear_one_or_the_identity(precondition: str) -> None:
+    denoiser = Denoiser.of_size(SMALL, precondition=precondition, sigma_data=0.3)
+    x = torch.randn(1, 2, 16, 16)
+    share = 0.09 / (0.09 + 0.04) if precondition == "edm" else 1.0  # of a Gaussian prior: Wiener
+    torch.testing.assert_close(denoiser(x, torch.tensor([0.2])), share * x)
+
+
+def test_sides_that_the_network_does_not_divide_are_filled_up() -> None:
+    denoiser = Denoiser(with_weights(UNet(SMALL)), precondition="edm")
+    x = torch.randn(2, 2, 21, 18)
+    found = denoiser(x, torch.tensor([0.1, 0.2]))
+    assert found.shape == x.shape
+    padded = torch.nn.functional.pad(x, (0, 2, 0, 3), mode="reflect")
+    torch.testing.assert_close(found, denoiser(padded, torch.tensor([0.1, 0.2]))[..., :21, :18])
+
+
+# --- weights on disk ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def stored(tmp_path: Path) -> Path:
+    path = tmp_path / "mine.safetensors"
+    denoiser = Denoiser(with_weights(UNet(SMALL)), precondition="edm", sigma_data=0.2)
+    save_weights(path, denoiser, ModelCard(name="mine", network=SMALL, precondition="edm", sigma_data=0.2))
+    return path
+
+
+def test_weights_come_back_to_half_precision(stored: Path) -> None:
+    denoiser, card = load_weights(str(stored))
+    assert card.parameters == count_parameters(denoiser)
+    expected = Denoiser(with_weights(UNet(SMALL)))
+    tail = denoiser.network.get_parameter("tail.weight")
+    torch.testing.assert_close(tail, expected.network.get_parameter("tail.weight"), rtol=1e-3, atol=1e-3)
+    assert not tail.requires_grad
+
+
+def test_weights_that_do_not_match_their_card_are_refused(stored: Path) -> None:
+    data = bytearray(stored.read_bytes())
+    data[-1] ^= 1
+    stored.write_bytes(data)
+    with pytest.raises(ConfigError, match="SHA-256"):
+        load_weights(str(stored))
+
+
+def test_a_card_of_another_network_is_refused(stored: Path) -> None:
+    card = msgspec.json.decode(stored.with_suffix(".json").read_bytes(), type=ModelCard)
+    other = msgspec.structs.replace(card, network=NetworkConfig(widths=(8, 12), blocks=1))
+    stored.with_suffix(".json").write_bytes(msgspec.json.encode(other))
+    with pytest.raises(ConfigError, match="do not fit"):
+        load_weights(str(stored))
+
+
+@pytest.mark.parametrize("name", ["nothing", "missing.safetensors", "../config"])
+def test_weights_that_are_not_there(name: str) -> None:
+    with pytest.raises(ConfigError, match="shipped are"):
+        load_weights(name)
+
+
+def test_shipped_weights_match_their_cards_and_are_small() -> None:
+    assert "mri_online" in shipped_weights()
+    for name in shipped_weights():
+        denoiser, card = load_weights(name)
+        assert 0 < 2 * count_parameters(denoiser) < 2.5e6
+        assert card.data
+        assert card.subjects
+        assert card.name == name
+
+
+# --- training ----------------------------------------------------------------------------------------------------------------
+
+
+def trainer(config: TrainingConfig = BASE) -> Trainer:
+    torch.manual_seed(0)
+    return Trainer(Denoiser.of_size(SMALL, precondition="edm", sigma_data=0.3), bells(), config)
+
+
+def test_training_teaches_more_than_the_best_linear_denoiser() -> None:
+    training = trainer(msgspec.structs.replace(BASE, steps=200))
+    fresh = trainer().averaged()
+    for _ in range(200):
+        training.step()
+    before, after = (validation_errors(d, bells()[:2], (0.1, 0.3)) for d in (fresh, training.averaged()))
+    assert all(after[sigma] < 0.85 * before[sigma] for sigma in before)
+
+
+def test_a_run_that_was_taken_up_again_is_the_same_to_the_bit() -> None:
+    whole, first = trainer(), trainer()
+    for _ in range(6):
+        whole.step()
+    for _ in range(3):
+        first.step()
+    second = trainer()
+    second.restore({name: value.clone() for name, value in first.state().items()})
+    for _ in range(3):
+        second.step()
+    for (name, a), (other, b) in zip(whole.state().items(), second.state().items(), strict=True):
+        assert name == other
+        assert torch.equal(a, b), name
+
+
+def test_a_damaged_or_foreign_checkpoint_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "c").write_bytes(b"nonsense")
+    with pytest.raises(ConfigError, match="not a checkpoint"):
+        read_checkpoint(tmp_path / "c")
+    with pytest.raises(ConfigError, match="not of this network"):
+        trainer().restore({"done": torch.tensor(3)})
+
+
+def test_the_rate_rises_stays_and_falls() -> None:
+    training = trainer(msgspec.structs.replace(BASE, steps=100, rise=10, decay=0.2))
+    rates = []
+    for done in (0, 9, 50, 79, 90, 99, 100):
+        training.done = done
+        rates.append(training.rate() / BASE.learning_rate)
+    assert rates == pytest.approx([0.1, 1, 1, 1, 0.5, 0.05, 0])
+
+
+def test_augmentation_changes_phase_scale_and_place_but_not_what_it_is() -> None:
+    config = msgspec.structs.replace(BASE, crop=48, scale=(0.5, 0.5), batch=6)
+    batch = augmented(bells(1), config, torch.Generator().manual_seed(3))
+    energy = bells(1).square().sum()
+    torch.testing.assert_close(batch.square().sum((1, 2, 3)), torch.full((6,), float(energy) / 4), rtol=1e-3, atol=0)
+    assert not torch.allclose(batch[0], batch[1])
+
+
+def test_priors_of_other_domains_are_trained_in_them() -> None:
+    network = msgspec.structs.replace(SMALL, channels=8)
+    training = Trainer(Denoiser.of_size(network), bells(), BASE, TransformConfig(kind="haar"))
+    assert training.step() > 0
+    with pytest.raises(ConfigError, match="have 8 channels"):
+        Trainer(Denoiser.of_size(SMALL), bells(), BASE, TransformConfig(kind="haar"))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"crop": 64}, "smallest image"),
+        ({"crop": 30}, "multiple of 4"),
+        ({"sigma": (0.5, 0.1)}, "less than the second"),
+    ],
+)
+def test_settings_that_do_not_fit(change: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        trainer(msgspec.structs.replace(BASE, **change))
+
+
+# --- through the loop --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", LoopTrainer.kinds)
+def test_random_masks_have_their_center_and_about_their_acceleration(kind: str) -> None:
+    for seed, acceleration in enumerate((2.5, 4.0, 8.0)):
+        mask = random_mask(kind, (96, 96), acceleration, torch.Generator().manual_seed(seed))
+        assert mask[48, 48]
+        assert 0.6 * acceleration < mask.numel() / int(mask.sum()) < 1.6 * acceleration
+        if kind in ("cartesian", "uniform"):
+            assert bool((mask == mask[:, :1]).all())
+
+
+def test_simulated_coils_see_everything_together() -> None:
+    maps = simulated_maps(5, (32, 24), torch.Generator().manual_seed(0))
+    torch.testing.assert_close(maps.abs().square().sum(0), torch.ones(1, 32, 24))
+
+
+def loop_trainer(**change: object) -> LoopTrainer:
+    torch.manual_seed(0)
+    config = msgspec.structs.replace(BASE, **{"denoising_share": 0.0, "coil_share": 0.3, **change})
+    denoiser = Denoiser.of_size(SMALL, precondition="edm", sigma_data=0.3)
+    return LoopTrainer(denoiser, bells(), config, [StageConfig()], SamplerConfig(levels=3, sigma=(0.2, 0.02)))
+
+
+def test_training_through_the_loop_brings_images_nearer_to_the_truth() -> None:
+    training = loop_trainer(steps=150, learning_rate=2e-3)
+
+    @torch.no_grad()
+    def loss() -> float:
+        """Of masks, noise and crops that are not trained on."""
+        generators = (torch.Generator().manual_seed(10**6 + seed) for seed in range(8))
+        return sum(float(training.loss(generator)) for generator in generators) / 8
+
+    before = loss()
+    for _ in range(150):
+        training.step()
+    assert loss() < 0.9 * before
+
+
+def test_gradients_through_the_proximal_point_of_coils_are_right() -> None:
+    """The implicit derivative against finite differences, in double precision where the solver is exact."""
+    maps = simulated_maps(4, (6, 6), torch.Generator().manual_seed(0)).to(torch.complex128)
+    mask = torch.rand(1, 6, 6, generator=torch.Generator().manual_seed(1)) < 0.5
+    data = torch.randn(4, 1, 6, 6, dtype=torch.complex128) * mask
+    measured = Measurement(data=data, mask=mask, maps=maps, noise=0.2)
+    prox = make_consistency(measured, DataConfig(kind="proximal", iterations=60))
+    state = torch.randn(1, 6, 6, dtype=torch.complex128, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda z: prox(z, 0.3), (state,), atol=1e-5)
+
+
+def test_plain_denoising_is_part_of_it() -> None:
+    plain, through = loop_trainer(denoising_share=1.0), loop_trainer(coil_share=0.0)
+    torch.manual_seed(0)
+    assert plain.step() == pytest.approx(trainer().step(), rel=0.5)
+    assert through.step() == pytest.approx(1.0, abs=0.5)
