@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 
 import msgspec
 import numpy as np
@@ -72,8 +72,6 @@ class Scan:
     ) -> None:
         self._config, self._store, self._noise = config, store, noise
         self._role, self._noise_id, self._dialect, self._threads = role, noise_id, dialect, threads
-        self.idle: Callable[[], bool] = lambda: True
-        """Tells whether no further data waits; see `Session`."""
         self._session = self._new_session()
         self._headerless = False
         self._images = 0
@@ -82,9 +80,7 @@ class Scan:
 
     def _new_session(self) -> Session:
         fire = self._dialect is Dialect.FIRE
-        return Session(
-            self._config, fire=fire, noise=self._noise, idle=lambda: self.idle(), solver_threads=self._threads
-        )
+        return Session(self._config, fire=fire, noise=self._noise, solver_threads=self._threads)
 
     def take(self, frames: Iterable[Frame], received: float) -> Iterator[Reply]:
         """Work through frames in their order. What cannot be used ends the scan, and the reply says why."""

@@ -45,8 +45,6 @@ CREDIT = 8 << 20
 """Bytes that a session may have under way."""
 POLL_SECONDS = 0.2
 """How long a worker may take to notice that it should end."""
-AHEAD_NS = 2_000_000
-"""Readouts that come faster than this leave no time to work ahead."""
 NOISE_KEPT = 256
 """Noise measurements kept for later scans; the oldest go first."""
 
@@ -63,9 +61,6 @@ class _Runner(threading.Thread):
         self._framer = Framer(worker.limits)
         self.inbox: queue.SimpleQueue[_Item] = queue.SimpleQueue()
         self.stopped = False
-        self._arrived = 0
-        self._gap = 0
-        self._busy = 0
 
     def run(self) -> None:
         """Work until the session ends. Whatever goes wrong costs this session only."""
@@ -84,17 +79,10 @@ class _Runner(threading.Thread):
             del self._scan, self._framer
             gc.collect()  # a scan's buffers hang in a cycle, and the collector hardly ever runs by itself here
 
-    def idle(self) -> bool:
-        """Whether there is time to work ahead: nothing waits, and readouts come far enough apart."""
-        return self._gap > max(AHEAD_NS, 2 * self._busy) and self.inbox.empty()
-
     def _step(self, envelope: Envelope, payload: list[memoryview]) -> bool:
         if isinstance(envelope, Data):
-            begun = time.monotonic_ns()
-            self._gap, self._arrived = begun - self._arrived, begun
             received = envelope.received / 1e9 or time.monotonic()
             self._take(envelope, payload or self._worker.shared(envelope), received)
-            self._busy = time.monotonic_ns() - begun
             if not self.stopped:
                 self._worker.port.grant_credit(envelope)
             return not self.stopped
@@ -223,8 +211,6 @@ class Worker:
             self.port.refuse(request.session, "config", str(error))
             return
         runner = _Runner(self, request, scan)
-        if isinstance(scan, Scan):
-            scan.idle = runner.idle
         with self._lock:
             self._runners[request.session] = runner
         self.port.accept(request.session, credit=CREDIT, shared=self._arena is not None)

@@ -73,8 +73,6 @@ class PreparationConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True)
     """Virtual coils to keep; 0 keeps all. Learned from the calibration of the first frame."""
     partial_fourier: Literal["pocs", "homodyne", "zero_filled"] = "pocs"
     """How rows that a partial Fourier scan leaves out are filled."""
-    fold_on_arrival: bool = True
-    """Transform each line along the encoding direction as it arrives, whenever no other data waits."""
 
 
 class CoilMapConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -1,8 +1,6 @@
-"""K-space of one frame while it fills: written line by line, counted, and transformed ahead where there is time."""
+"""K-space of one frame while it fills: written line by line and counted."""
 
 from __future__ import annotations
-
-from collections import deque
 
 import numpy as np
 import torch
@@ -12,12 +10,6 @@ from .layout import CartesianLayout
 
 __all__ = ["CartesianFrame", "GatheredFrame"]
 
-CATCH_UP = 2
-"""Lines still to be transformed that each new one takes along."""
-LAST_LINES = 6
-"""So many lines left are transformed one by one when the frame closes; for more a Fourier transform is quicker."""
-FAR_BEHIND = 64
-"""With more lines left than this there is no catching up."""
 LARGEST = 1e15
 """Values from here on are faults of the receiver: their squares, summed over coils and lines, leave single precision."""
 
@@ -25,8 +17,7 @@ LARGEST = 1e15
 class CartesianFrame:
     """Hybrid k-space (coil, depth, height, width) of one frame, allocated once and reused.
 
-    Repeated lines (averages) are summed and counted. `fold` transforms lines along the encoding direction as they come, so
-    that a frame that filled slowly needs no Fourier transform when it closes.
+    Repeated lines (averages) are summed and counted. What k-space holds does not depend on how the lines were grouped.
     """
 
     def __init__(self, layout: CartesianLayout, coils: int) -> None:
@@ -37,10 +28,6 @@ class CartesianFrame:
         self._flat = self.kspace.view(coils, -1, layout.width)
         self._array = self._flat.numpy()
         self.counts = np.zeros((layout.depth, layout.height), dtype=np.int32)
-        self._folded: torch.Tensor | None = None
-        self._phases: torch.Tensor | None = None
-        self._folding = layout.depth == 1
-        self._unfolded: deque[int] = deque()
         self._center_distance = 1 << 30
         self.averages = layout.averages
         self.readouts = 0
@@ -51,22 +38,15 @@ class CartesianFrame:
     def clear(self) -> None:
         """Make ready for the next frame."""
         self.kspace.zero_()
-        if self._folded is not None:
-            self._folded.zero_()
         self.counts[:] = 0
-        self._folding = self.layout.depth == 1
-        self._unfolded.clear()
         self._center_distance = 1 << 30
         self.averages = self.layout.averages
         self.readouts = self.outside = 0
         self.received = 0.0
         self.header = None
 
-    def add(self, lines: torch.Tensor, headers: np.ndarray, received: float, *, fold: bool = False) -> None:
-        """Put lines (n, coils, width) in place by their counters. Lines outside the matrix are counted and left out.
-
-        With `fold` there is time to transform these lines, and some that are left from before.
-        """
+    def add(self, lines: torch.Tensor, headers: np.ndarray, received: float) -> None:
+        """Put lines (n, coils, width) in place by their counters. Lines outside the matrix are counted and left out."""
         self.readouts += len(headers)
         self.received = received
         idx = headers["idx"]
@@ -80,18 +60,10 @@ class CartesianFrame:
         self.averages = max(self.averages, int(headers["idx"]["average"].max()) + 1)
         self._keep_header(headers, rows, parts)
         self._write(lines, parts * self.layout.height + rows)
-        if self._folding and len(self._unfolded) > FAR_BEHIND:
-            self._folding = False
-        if self._folding:
-            self._unfolded.extend(rows.tolist())
-            if fold:
-                self._fold(len(rows) + CATCH_UP)
 
     def compress(self, matrix: torch.Tensor) -> None:
         """Replace the coils by virtual ones, complex64 (virtual, coil); later lines must come mixed like this."""
         self.kspace = torch.tensordot(matrix, self.kspace, dims=1)
-        if self._folded is not None:
-            self._folded = torch.tensordot(matrix, self._folded, dims=1)
         self.coils = len(matrix)
         self._flat = self.kspace.view(self.coils, -1, self.layout.width)
         self._array = self._flat.numpy()
@@ -104,7 +76,6 @@ class CartesianFrame:
             self._array[:, flat] = source.numpy()
         else:
             self._flat.index_add_(1, torch.from_numpy(flat), source)
-            self._folding = False
 
     def _keep_header(self, headers: np.ndarray, rows: np.ndarray, parts: np.ndarray) -> None:
         """Keep the header nearest to the center of k-space: geometry and time stamps of the image come from there."""
@@ -113,19 +84,6 @@ class CartesianFrame:
         if distance[nearest] < self._center_distance:
             self._center_distance = int(distance[nearest])
             self.header = headers[nearest].copy()
-
-    def _fold(self, count: int) -> None:
-        """Transform up to `count` of the lines that are left: each adds a wave to every coil image."""
-        height = self.layout.height
-        if self._folded is None:
-            self._folded = torch.zeros_like(self.kspace)
-            grid = torch.arange(height, dtype=torch.float64)
-            angle = 2 * torch.pi / height * torch.outer(grid, grid).remainder(height)
-            self._phases = torch.polar(torch.full_like(angle, height**-0.5), angle).to(torch.complex64)
-        assert self._phases is not None  # noqa: S101 - made together with the images
-        for _ in range(min(count, len(self._unfolded))):
-            row = self._unfolded.popleft()
-            self._folded.addcmul_(self._phases[row].view(1, 1, height, 1), self.kspace[:, :, row : row + 1])
 
     @property
     def mask(self) -> np.ndarray:
@@ -144,13 +102,6 @@ class CartesianFrame:
         weights = torch.from_numpy(1.0 / np.maximum(self.counts, 1)).to(torch.float32)
         return self.kspace * weights[..., None]
 
-    def folded(self) -> torch.Tensor | None:
-        """Coil images (coil, depth, height, width) if nearly every line was transformed on arrival and none was repeated."""
-        if not self._folding or self._folded is None or len(self._unfolded) > LAST_LINES:
-            return None
-        self._fold(LAST_LINES)
-        return self._folded
-
     def drop_non_finite(self) -> int:
         """Take out lines that hold NaN, infinity or what would overflow when squared, as if they had not been measured.
 
@@ -161,7 +112,6 @@ class CartesianFrame:
         if bad.any():
             self._flat[:, torch.from_numpy(bad)] = 0
             self.counts.reshape(-1)[bad] = 0
-            self._folding = False
         return int(bad.sum())
 
 

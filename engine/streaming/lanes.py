@@ -30,25 +30,23 @@ POOL = 4
 class Run(msgspec.Struct, frozen=True, eq=False):
     """Consecutive readouts of one kind and one frame.
 
-    headers: (n,); samples: complex64 (n, channels, samples); trajectory: float32 (n, samples, dimensions) or None;
-    idle: nothing else waits, so there is time to work ahead.
+    headers: (n,); samples: complex64 (n, channels, samples); trajectory: float32 (n, samples, dimensions) or None.
     """
 
     headers: np.ndarray
     samples: np.ndarray
     trajectory: np.ndarray | None
     received: float
-    idle: bool
 
     def part(self, start: int, stop: int) -> Run:
         """Readouts start..stop of this run."""
         trajectory = None if self.trajectory is None else self.trajectory[start:stop]
-        return Run(self.headers[start:stop], self.samples[start:stop], trajectory, self.received, self.idle)
+        return Run(self.headers[start:stop], self.samples[start:stop], trajectory, self.received)
 
     def where(self, wanted: np.ndarray) -> Run:
         """The readouts for which `wanted`, boolean (n,), holds."""
         trajectory = None if self.trajectory is None else self.trajectory[wanted]
-        return Run(self.headers[wanted], self.samples[wanted], trajectory, self.received, self.idle)
+        return Run(self.headers[wanted], self.samples[wanted], trajectory, self.received)
 
 
 class ClosedFrame(msgspec.Struct, frozen=True, eq=False):
@@ -88,9 +86,6 @@ class CartesianLane:
         self._announced = self.layout.announced()
         self._covering = bool(self._announced.any())
         self._trigger = TriggerPolicy(config.trigger, self.layout.averages)
-        method = config.reconstruction.method
-        wanted = method == "zero_filled" or (method in ("auto", "prior") and self._covering)
-        self._fold = config.preparation.fold_on_arrival and wanted
         self._limits = limits
         self._last: dict[FrameKey, CartesianFrame] = {}
         self._pool: list[CartesianFrame] = []
@@ -129,7 +124,7 @@ class CartesianLane:
         elif owner != key:
             frame.clear()
         self.calibrations[place] = (key, frame)
-        self._fill(frame, run, fold=False)
+        self._fill(frame, run)
 
     def calibration_of(self, key: FrameKey) -> tuple[FrameKey, CartesianFrame] | None:
         """Calibration lines for a frame, and the frame that they were measured with: its own, or others of its slice."""
@@ -247,11 +242,9 @@ class CartesianLane:
         self._limits.check("session_bytes", 2 * frames * size, what="memory for the frames of this session")
         return CartesianFrame(self.layout, self.coils)
 
-    def _fill(self, frame: CartesianFrame, run: Run, *, fold: bool = True) -> None:
-        # working ahead pays only line by line: a batch is transformed faster as a whole when the frame closes
-        ahead = fold and self._fold and run.idle and len(run.headers) <= 2
+    def _fill(self, frame: CartesianFrame, run: Run) -> None:
         for part, lines in self.transform.lines(run.samples, run.headers):
-            frame.add(lines, run.headers[part], run.received, fold=ahead)
+            frame.add(lines, run.headers[part], run.received)
 
     def _covered(self, frame: CartesianFrame) -> bool:
         return (

@@ -5,12 +5,14 @@ A readout leaves here as a line of hybrid space: position along the readout, sti
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator
 
 import numpy as np
 import torch
 
+from ...kernels import streaming
 from ..headers import AcquisitionFlag as Flag
 from ..headers import has_flag
 from .layout import CartesianLayout
@@ -58,8 +60,28 @@ class ReadoutTransform:
         for start in range(0, len(samples), self.chunk):
             part = slice(start, min(start + self.chunk, len(samples)))
             reverse = np.asarray(has_flag(headers["flags"][part], Flag.IS_REVERSE))
-            self._stage(samples[part], headers[part], reverse)
-            yield part, self._transform(part.stop - part.start, self._centers(headers[part], reverse))
+            centers = self._centers(headers[part], reverse)
+            lines = self._compiled(samples[part], headers[part], reverse, centers)
+            if lines is None:
+                self._stage(samples[part], headers[part], reverse)
+                lines = self._transform(part.stop - part.start, centers)
+            yield part, lines if self.matrix is None else torch.matmul(self.matrix, lines)
+
+    def _compiled(
+        self, samples: np.ndarray, headers: np.ndarray, reverse: np.ndarray, centers: np.ndarray
+    ) -> torch.Tensor | None:
+        """Lines by the compiled kernel, straight from the received bytes where nothing is turned or left out; None without it."""
+        if not streaming.takes(self.layout.readout):
+            return None
+        changed = reverse.any() or headers["discard_pre"].any() or headers["discard_post"].any()
+        if changed or samples.strides[-1] != samples.itemsize:
+            self._stage(samples, headers, reverse)
+            samples = self._staged[: len(samples)]
+        edges = [0, *(np.flatnonzero(centers[1:] != centers[:-1]) + 1).tolist(), len(centers)]
+        for start, stop in itertools.pairwise(edges):
+            factors, lines = self._modulation(int(centers[start])), self._lines[start:stop]
+            streaming.readout_lines(samples[start:stop], factors, self.layout.readout, lines)
+        return self._lines[: len(samples)]
 
     def _centers(self, headers: np.ndarray, reverse: np.ndarray) -> np.ndarray:
         """Sample at the center of k-space, counted in the direction of increasing frequency; shape (n,)."""
@@ -92,4 +114,4 @@ class ReadoutTransform:
             factors = torch.stack([self._modulation(int(center)) for center in centers])[:, None]
         torch.mul(spectrum[..., self.layout.readout - half :], factors[..., :half], out=lines[..., :half])
         torch.mul(spectrum[..., : self.layout.width - half], factors[..., half:], out=lines[..., half:])
-        return lines if self.matrix is None else torch.matmul(self.matrix, lines)
+        return lines

@@ -8,6 +8,7 @@ import msgspec
 import numpy as np
 import torch
 
+from ...kernels import streaming
 from ..baselines.combine import root_sum_of_squares, zero_filled
 from ..baselines.compressed_sensing import total_variation
 from ..baselines.grappa import Grappa
@@ -349,10 +350,11 @@ class CartesianReconstructor:
 
     def _zero_filled(self, frame: CartesianFrame) -> torch.Tensor:
         """Root sum of squares with 0 for what was not measured."""
-        folded = frame.folded()
-        if folded is None and self._same_grid:
-            return zero_filled(frame.averaged(), axes=self._axes)
-        return self._root_sum_of_squares(self._to_image(frame.averaged()) if folded is None else folded)
+        kspace = frame.averaged()
+        if not self._same_grid:
+            return self._root_sum_of_squares(self._to_image(kspace))
+        image = streaming.root_sum_of_squares(kspace[:, 0]) if self.layout.depth == 1 else None
+        return zero_filled(kspace, axes=self._axes) if image is None else image[None]
 
     def _to_image(self, kspace: torch.Tensor) -> torch.Tensor:
         """Coil images of hybrid k-space, each axis beginning at its center, up to a phase that no magnitude sees."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import msgspec
 import numpy as np
@@ -49,7 +49,7 @@ class Session:
     """A scan being reconstructed while it arrives.
 
     `fire`: the other side is a FIRE or OpenRecon console. `noise`: noise measurements of earlier scans, to which this one's
-    is added. `idle` tells whether no further data waits, so that work may be done ahead. `solver_threads`: processor
+    is added. `solver_threads`: processor
     threads of iterative reconstructions; what is done per readout is too small for more than one.
     """
 
@@ -59,7 +59,6 @@ class Session:
         *,
         fire: bool = False,
         noise: NoiseStore | None = None,
-        idle: Callable[[], bool] = lambda: True,
         solver_threads: int = 1,
     ) -> None:
         self.config = config
@@ -69,7 +68,6 @@ class Session:
         self._fire = fire
         self._store: NoiseStore = {} if noise is None else noise
         self._noise: NoiseModel | None = None
-        self._idle = idle
         self._threads = solver_threads
         self._lanes: dict[int, tuple[_Lane, _Reconstructor]] = {}
         self._images: ImageMaker | None = None
@@ -128,11 +126,10 @@ class Session:
         if self.config.reconstruction.method == "none":
             self.counts["imaging"] += len(batch)
             return
-        idle = self._idle()
         for part, kind in runs(batch.headers):
             self.counts[kind.name.lower()] += part.stop - part.start
             trajectory = None if batch.trajectory is None else batch.trajectory[part]
-            run = Run(batch.headers[part], batch.samples[part], trajectory, batch.received, idle)
+            run = Run(batch.headers[part], batch.samples[part], trajectory, batch.received)
             if kind is ReadoutKind.NOISE:
                 yield from self._add_noise(run)
             elif kind is not ReadoutKind.OTHER or int(run.headers[0]["encoding_space_ref"]) in self._lanes:

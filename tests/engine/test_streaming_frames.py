@@ -76,56 +76,6 @@ def test_any_order_any_pieces_repeats_and_lines_outside(places: list[tuple[int, 
     assert (frame.header is None) is not bool(inside.any())
 
 
-@given(st.permutations(range(8)), st.integers(0, 7))
-@settings(max_examples=40, deadline=None)
-def test_transform_on_arrival_is_the_transform_at_the_end(order: list[int], left_out: int) -> None:
-    rows = [row for row in order if row != left_out]
-    frame, lines = CartesianFrame(layout(), COILS), values(len(rows))
-    for index, header in enumerate(records(rows)):
-        frame.add(lines[index : index + 1], header[None], 0.0, fold=True)
-    expected, _ = by_hand(lines, np.array(rows), 8, 1)
-    folded = frame.folded()
-    assert folded is not None
-    np.testing.assert_allclose(folded, np.fft.ifft(expected, axis=-2, norm="ortho"), atol=1e-5)
-
-
-def test_lines_left_for_later_are_caught_up_with(rng: np.random.Generator) -> None:
-    height = 40
-    frame, lines = CartesianFrame(layout(height), COILS), values(height)
-    headers = records(rng.permutation(height).tolist())
-    frame.add(lines[:24], headers[:24], 0.0)
-    assert frame.folded() is None
-    for index in range(24, 34):
-        frame.add(lines[index : index + 1], headers[index : index + 1], 0.0, fold=True)
-    assert frame.folded() is not None
-    frame.add(lines[34:], headers[34:], 0.0)
-    folded = frame.folded()
-    assert folded is not None
-    np.testing.assert_allclose(folded, np.fft.ifft(frame.averaged(), axis=-2, norm="ortho"), atol=1e-5)
-
-
-def test_too_many_lines_left_are_transformed_at_the_end() -> None:
-    frame = CartesianFrame(layout(256), COILS)
-    frame.add(values(200), records(list(range(200))), 0.0)
-    for row in range(200, 256):
-        frame.add(values(1), records([row]), 0.0, fold=True)
-    assert frame.folded() is None
-
-
-def test_no_transform_on_arrival_of_lines_that_come_again() -> None:
-    frame = CartesianFrame(layout(), COILS)
-    assert frame.folded() is None
-    frame.add(values(1), records([0]), 0.0, fold=True)
-    frame.add(values(1), records([0]), 0.0, fold=True)
-    assert frame.folded() is None
-    frame.clear()
-    frame.add(values(1), records([0]), 0.0, fold=True)
-    assert frame.folded() is not None
-    deep = CartesianFrame(layout(8, 2), COILS)
-    deep.add(values(1), records([0]), 0.0, fold=True)
-    assert deep.folded() is None
-
-
 def test_header_nearest_the_center_is_kept() -> None:
     frame = CartesianFrame(layout(8, 3), COILS)
     for rows, parts, kept in (
@@ -170,39 +120,29 @@ def test_lines_that_are_not_finite_are_taken_out(bad: complex) -> None:
 
 def test_data_that_is_not_finite_ends_with_its_frame() -> None:
     frame = CartesianFrame(layout(), COILS)
-    frame.add(
-        torch.full((1, COILS, WIDTH), complex(np.nan, np.inf), dtype=torch.complex64), records([3]), 0.0, fold=True
-    )
-    frame.drop_non_finite()
-    assert frame.folded() is None
+    frame.add(torch.full((1, COILS, WIDTH), complex(np.nan, np.inf), dtype=torch.complex64), records([3]), 0.0)
     frame.clear()
-    frame.add(values(1), records([3]), 0.0, fold=True)
-    folded = frame.folded()
-    assert folded is not None
-    assert torch.isfinite(torch.view_as_real(folded)).all()
+    frame.add(values(1), records([3]), 0.0)
+    assert torch.isfinite(torch.view_as_real(frame.averaged())).all()
 
 
-@given(st.lists(st.tuples(st.lists(st.integers(0, 9), min_size=1, max_size=10), st.booleans()), min_size=1, max_size=4))
+@given(st.lists(st.lists(st.integers(0, 9), min_size=1, max_size=10), min_size=1, max_size=4))
 @settings(max_examples=50, deadline=None)
-def test_a_cleared_frame_is_as_good_as_new(batches: list[tuple[list[int], bool]]) -> None:
+def test_a_cleared_frame_is_as_good_as_new(batches: list[list[int]]) -> None:
     used = CartesianFrame(layout(), COILS)
     used.add(values(8, seed=5) * 1e6, records(list(range(8))), 3.0)
-    used.add(values(2, seed=6), records([40, 2]), 3.0, fold=True)
+    used.add(values(2, seed=6), records([40, 2]), 3.0)
     address = used.kspace.data_ptr()
     used.clear()
     new = CartesianFrame(layout(), COILS)
-    for seed, (rows, fold) in enumerate(batches):
+    for seed, rows in enumerate(batches):
         for frame in (used, new):
-            frame.add(values(len(rows), seed), records(rows), float(seed), fold=fold)
+            frame.add(values(len(rows), seed), records(rows), float(seed))
     assert used.kspace.data_ptr() == address
     assert torch.equal(used.averaged(), new.averaged())
     np.testing.assert_array_equal(used.counts, new.counts)
     for name in ("readouts", "outside", "received", "averages", "duplicates", "header"):
         assert getattr(used, name) == getattr(new, name), name
-    folded = used.folded(), new.folded()
-    assert (folded[0] is None) == (folded[1] is None)
-    if folded[0] is not None and folded[1] is not None:
-        assert torch.equal(folded[0], folded[1])
 
 
 @given(st.lists(st.integers(1, 7), min_size=1, max_size=8), st.integers(1, 4))

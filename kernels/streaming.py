@@ -1,0 +1,58 @@
+"""What a stream waits for: readouts transformed as they arrive, frames as they close, in one pass over memory each."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from . import native
+from .fft import transformable
+
+__all__ = ["readout_lines", "root_sum_of_squares", "takes"]
+
+_A, _N, _I, _F = native.ADDRESS, native.LENGTH, native.INTEGER, native.FLOAT
+_readout_lines = native.Function("scs_readout_lines", _A, _A, _A, *[_N] * 7, _I)
+_root_sum_of_squares = native.Function("scs_root_sum_of_squares", _A, _A, *[_N] * 3, _F, _I)
+
+
+def takes(length: int) -> bool:
+    """Whether there are compiled kernels, and for transforms of this length."""
+    return native.available() and transformable(length)
+
+
+def readout_lines(samples: np.ndarray, factors: Tensor, size: int, out: Tensor) -> None:
+    """Transform readouts, keep the central positions and weigh them, where `takes(size)`.
+
+    samples: complex64 (readouts, channels, n), n <= size, contiguous along the last axis, of any alignment, as they lie in a
+    received message; they are filled with zeros to `size`. factors: complex64 (width,). out: complex64 (readouts, channels,
+    width), gets sum over k of samples[k] exp(2 pi i k m / size) times its factor for m = -(width // 2), ...
+    Raises ValueError for shapes and types that do not fit.
+    """
+    readouts, channels, count = samples.shape
+    if samples.dtype != np.complex64 or samples.strides[2] != 8:
+        raise ValueError(f"samples are {samples.dtype} with strides {samples.strides}, needed: complex64, contiguous")
+    if out.shape != (readouts, channels, len(factors)) or not out.is_contiguous() or not count <= size >= len(factors):
+        raise ValueError(
+            f"out has shape {tuple(out.shape)} for samples {samples.shape}, {len(factors)} factors and size {size}"
+        )
+    addresses = (samples.__array_interface__["data"][0], factors.data_ptr(), out.data_ptr())
+    sizes = (readouts, channels, count, *samples.strides[:2], size, len(factors))
+    _readout_lines(*addresses, *sizes, native.threads())
+
+
+def root_sum_of_squares(kspace: Tensor) -> Tensor | None:
+    """Centered image, float32 (n, inner), of k-space complex64 (coils, n, inner) centered along n; None where no kernel can.
+
+    The root of the sum over coils of |orthonormal inverse transform along n|^2; a phase along n that centers k-space is not seen.
+    """
+    coils, n, inner = kspace.shape
+    if not (
+        native.available() and transformable(n) and kspace.dtype == torch.complex64 and kspace.device.type == "cpu"
+    ):
+        return None
+    kspace, image = kspace.resolve_conj().contiguous(), torch.empty(n, inner)
+    _root_sum_of_squares(kspace.data_ptr(), image.data_ptr(), coils, n, inner, 1 / math.sqrt(n), native.threads())
+    return image
