@@ -50,6 +50,7 @@ CLASSES = {
     "_context": "IExecutionContext",
 }
 """What the names of variables in our code stand for."""
+TENSORRT_10 = "SCANSIDE_TENSORRT_10"
 STUBS = """
 createInferBuilder_INTERNAL createInferRefitter_INTERNAL createInferRuntime_INTERNAL createNvOnnxParserRefitter_INTERNAL
 createNvOnnxParser_INTERNAL getBuilderPluginRegistry getNvOnnxParserVersion getPluginRegistry initLibNvInferPlugins
@@ -67,9 +68,10 @@ print(json.dumps({{"version": trt.__version__, "names": names, "made": made, "mo
 Names = dict[str, Any]
 
 
-def read_bindings(module: str, libraries: Path | None) -> Names:
+def read_bindings(module: str, libraries: Path | None, place: str = "") -> Names:
     """Names and docstrings of bindings, read in a process of their own. Nothing is constructed: that needs a GPU."""
     environment = {**os.environ, **({"LD_LIBRARY_PATH": str(libraries)} if libraries else {})}
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, (place, os.environ.get("PYTHONPATH", ""))))
     command = [sys.executable, "-c", READ.format(module=module)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=100, env=environment)
     assert done.returncode == 0, done.stderr
@@ -77,19 +79,27 @@ def read_bindings(module: str, libraries: Path | None) -> Names:
 
 
 @pytest.fixture(scope="module")
-def bindings(tmp_path_factory: pytest.TempPathFactory) -> Names:
-    """The full bindings of TensorRT 11.4, over libraries that hold nothing."""
+def stubs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of libraries that hold nothing, for the bindings to be imported over."""
     compiler = shutil.which("gcc") or shutil.which("cc")
-    if importlib.util.find_spec("tensorrt_bindings") is None:
-        pytest.skip("tensorrt-cu13-bindings is not installed: pip install '.[test-runtimes]'")
     if compiler is None:
         pytest.skip("no C compiler for the stub libraries: apt install gcc")
     folder = tmp_path_factory.mktemp("stubs")
     source = "\n".join(f"void *{name}(void) {{ return 0; }}" for name in STUBS.split())
-    for library in ("libnvinfer.so.11", "libnvinfer_plugin.so.11", "libnvonnxparser.so.11"):
-        command = [compiler, "-shared", "-fPIC", "-x", "c", "-", "-o", str(folder / library)]
-        subprocess.run([*command, f"-Wl,-soname,{library}"], input=source, text=True, check=True)
-    return read_bindings("tensorrt_bindings", folder)
+    for library in ("libnvinfer.so", "libnvinfer_plugin.so", "libnvonnxparser.so"):
+        for version in (10, 11):
+            name = f"{library}.{version}"
+            command = [compiler, "-shared", "-fPIC", "-x", "c", "-", "-o", str(folder / name), f"-Wl,-soname,{name}"]
+            subprocess.run(command, input=source, text=True, check=True)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def bindings(stubs: Path) -> Names:
+    """The full bindings of TensorRT 11.4."""
+    if importlib.util.find_spec("tensorrt_bindings") is None:
+        pytest.skip("tensorrt-cu13-bindings is not installed: pip install '.[test-runtimes]'")
+    return read_bindings("tensorrt_bindings", stubs)
 
 
 def last(node: ast.expr) -> str:
@@ -147,6 +157,17 @@ def test_every_name_exists_in_the_real_bindings(bindings: Names) -> None:
     assert len(asked) >= 25
     assert {owner for owner, _ in asked} >= {*CLASSES.values(), "module", "BuilderFlag"} - {"INetworkDefinition"}
     assert wrong_uses(SOURCE, bindings) == []
+
+
+def test_every_name_exists_in_the_bindings_of_version_10(stubs: Path) -> None:
+    """They cannot be installed beside those of 11; `pip install --no-deps --target DIR tensorrt-cu13-bindings==10.16.1.11`."""
+    place = os.environ.get(TENSORRT_10)
+    if not place:
+        pytest.skip(f"{TENSORRT_10} names no folder with the bindings of TensorRT 10")
+    old = read_bindings("tensorrt_bindings", stubs, place)
+    assert old["version"].startswith("10.")
+    assert wrong_uses(SOURCE, old) == []
+    assert "STRONGLY_TYPED" in old["names"]["NetworkDefinitionCreationFlag"]
 
 
 def test_a_name_of_tensorrt_10_or_a_wrong_call_would_be_found(bindings: Names) -> None:
