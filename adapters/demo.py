@@ -1,12 +1,13 @@
 """`scanside demo`: a scan streamed at a scanner's pace through a real server in its own processes, and what came of it.
 
 The scan is simulated, so that there is a true image to compare with, or read from a file. A second session asks the same
-server for the zero-filled images, which show what the reconstruction adds.
+server for the zero-filled images, which show what the reconstruction adds; with a learned prior, a third one for those of
+L1-ESPIRiT, which is what the prior has to beat.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
@@ -35,9 +36,13 @@ _BATCH = 8
 _CALIBRATION_LINES, _NOISE, _NOISE_READOUTS, _MOTION_DEGREES = 24, 0.005, 4, 6.0
 _SKULL = 0.5
 """White, relative to the brightest: the skull of the phantom is four times as bright as the brain inside."""
-_NAMES = {"sense": "SENSE", "cg_sense": "CG-SENSE", "grappa": "GRAPPA", "l1_espirit": "L1-ESPIRiT"}
-_ORIGINALS = 2
-"""Series of the zero-filled images that some configurations send along."""
+_NAMES = {"sense": "SENSE", "cg_sense": "CG-SENSE", "grappa": "GRAPPA", "l1_espirit": "L1-ESPIRiT", "prior": "online"}
+_IMAGES = 1
+"""Series of what the system made; others hold originals, deviations and previews."""
+_SERIES_STEP = 100
+"""A series that is full is followed by the one of this number more."""
+_BAR = "mri/l1_espirit"
+"""What a learned prior is compared with."""
 
 
 class DemoOptions(msgspec.Struct, frozen=True, kw_only=True):
@@ -75,7 +80,7 @@ class _Played(msgspec.Struct, eq=False):
     def take(self, arrival: Arrival) -> None:
         """Keep what came; runs in the receiving thread."""
         if isinstance(arrival.item, Image):
-            if int(arrival.item.header["image_series_index"]) != _ORIGINALS:
+            if int(arrival.item.header["image_series_index"]) % _SERIES_STEP == _IMAGES:
                 self.images.append(arrival.item)
                 self.latencies.append(np.nan if arrival.latency is None else arrival.latency)
         elif isinstance(arrival.item, str):
@@ -102,13 +107,15 @@ def run_demo(options: DemoOptions) -> int:
         port = server.wait_ready()
         played = _play(port, source, config, {}, options.interval, errors)
         plain = _play(port, source, config, {"reconstruction.method": "zero_filled"}, 0.0, errors)
+        generative = bool(played.images) and "scanside_generative" in played.images[-1].meta
+        bar = _play(port, source, _BAR, {}, 0.0, errors) if generative else None
     for text in played.texts:
         errors.print(text, markup=False)
     if not played.images or not plain.images:
         errors.print("scanside demo: no image came back")
         return 1
     (options.out / "images.h5").unlink(missing_ok=True)
-    _report(options, source, played, plain, out)
+    _report(options, source, played, plain, bar, out)
     for line in output.write(played.images, source.xml):
         out.print(line, markup=False)
     return 0
@@ -149,9 +156,9 @@ def _play(
 ) -> _Played:
     """One session with the server. Raises DeliveryError or StreamError when it breaks off."""
     played = _Played()
-    name = f"every {1e3 * interval:g} ms" if interval else "at once"
+    name = f"every {1e3 * interval:g} ms" if interval else overrides.get("reconstruction.method", config)
     with _display(errors) as display, ScanClient(port=port, timeout=60.0, on_arrival=played.take) as client:
-        task = display.add_task("zero-filled" if overrides else name, total=source.readouts, live="")
+        task = display.add_task(name.replace("_", "-"), total=source.readouts, live="")
         client.configure_text(config_text(config, overrides))
         client.header(source.xml)
         for batch in source.batches():
@@ -198,22 +205,28 @@ class _Judged(msgspec.Struct, frozen=True, eq=False):
     mean: Scores | None
 
 
-def _report(options: DemoOptions, source: _Source, played: _Played, plain: _Played, out: Console) -> None:
+def _report(
+    options: DemoOptions, source: _Source, played: _Played, plain: _Played, bar: _Played | None, out: Console
+) -> None:
     method = _method(played.images[-1])
-    ours, zero = _judge(source, played.images), _judge(source, plain.images)
+    ours = _judge(source, played.images)
+    others = {"zero-filled": _judge(source, plain.images)}
+    if bar is not None and bar.images:
+        others[_method(bar.images[-1])] = _judge(source, bar.images)
     latency = Latency.of(played.measured)
     head = f"{method}, {milliseconds(played.measured[-1])}" if played.measured else method
     path = options.out / "comparison.png"
     if ours.truth is not None:
-        panels = [Panel("zero-filled", zero.picture, _caption(zero)), Panel(head, ours.picture, _caption(ours))]
+        panels = [Panel(name, judged.picture, _caption(judged)) for name, judged in {**others, head: ours}.items()]
         low, high = robust_window(ours.truth)
         reference = Panel("reference", ours.truth, source.name.partition(", ")[2])
         comparison_figure(path, reference, panels, window=(low, _SKULL * high))
     else:
-        alike = _fitted(zero.picture, ours.picture)
-        comparison_figure(path, Panel(head, ours.picture), [Panel("zero-filled", alike, "below: what differs")])
-    rows = table("", ">zero-filled", f">{method}")
-    _add_scores(rows.add_row, zero.mean, ours.mean)
+        alike = {name: _fitted(judged.picture, ours.picture) for name, judged in others.items()}
+        panels = [Panel(name, picture, "below: what differs") for name, picture in alike.items()]
+        comparison_figure(path, Panel(head, ours.picture), panels)
+    rows = table("", *(f">{name}" for name in (*others, method)))
+    _add_scores(rows.add_row, [judged.mean for judged in (*others.values(), ours)])
     out.print(f"\n{source.name}", markup=False)
     if ours.mean is not None:
         out.print(rows)
@@ -238,13 +251,14 @@ def _figures(options: DemoOptions, source: _Source, played: _Played, latency: La
     out.print(rows)
 
 
-def _add_scores(add: Callable[..., None], zero: Scores | None, ours: Scores | None) -> None:
-    if zero is None or ours is None:
+def _add_scores(add: Callable[..., None], means: Sequence[Scores | None]) -> None:
+    scores = [mean for mean in means if mean is not None]
+    if len(scores) < len(means):
         return
-    add("PSNR", f"{zero.psnr:.1f} dB", f"{ours.psnr:.1f} dB")
-    add("SSIM", f"{zero.ssim:.3f}", f"{ours.ssim:.3f}")
-    add("NRMSE", f"{zero.nrmse:.3f}", f"{ours.nrmse:.3f}")
-    add("HFEN", f"{zero.hfen:.2f}", f"{ours.hfen:.2f}")
+    add("PSNR", *(f"{mean.psnr:.1f} dB" for mean in scores))
+    add("SSIM", *(f"{mean.ssim:.3f}" for mean in scores))
+    add("NRMSE", *(f"{mean.nrmse:.3f}" for mean in scores))
+    add("HFEN", *(f"{mean.hfen:.2f}" for mean in scores))
 
 
 def _judge(source: _Source, images: list[Image]) -> _Judged:
