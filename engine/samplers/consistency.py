@@ -15,6 +15,7 @@ import msgspec
 import torch
 from torch import Tensor
 
+from ...kernels import folded
 from ..baselines.sense import lattice_columns
 from ..baselines.solvers import conjugate_gradients
 from ..config_priors import DataConfig
@@ -193,32 +194,17 @@ class _Implicit(torch.autograd.Function):
 class _Folded:
     """A^H A of every-R-th-line sampling as one R x R matrix per group of pixels, diagonalized once for all weights."""
 
-    def __init__(self, columns: Tensor, shape: tuple[int, int, int], steps: tuple[int, int]) -> None:
+    def __init__(self, columns: Tensor, steps: tuple[int, int]) -> None:
         adjoint = columns.conj().resolve_conj()
         gram = torch.stack([(row[:, None] * columns).sum(0) for row in adjoint.unbind(1)])
         values, vectors = torch.linalg.eigh(gram.movedim(-1, 0))
         self._values = values.clamp_min(0).T.float().contiguous()
         self._vectors = vectors.movedim(0, -1).to(torch.complex64).contiguous()
-        self._adjoint = self._vectors.conj().resolve_conj().transpose(0, 1).contiguous()
-        (z, y, x), (ry, rz) = shape, steps
-        self._groups, self._shape = (rz, z // rz, ry, y // ry, x), shape
+        self._steps = steps
 
     def solve(self, right: Tensor, weight: float) -> Tensor:
         """(A^H A + weight)^-1 right, shape (*batch, z, y, x)."""
-        batch = right.shape[:-3]
-        groups = right.reshape(-1, *self._groups).movedim(3, 2)
-        flat = groups.reshape(groups.shape[0], self._values.shape[0], -1)
-        flat = _turned(self._vectors, _turned(self._adjoint, flat).div_(self._values + weight))
-        rz, z, ry, y, x = self._groups
-        return flat.reshape(-1, rz, ry, z, y, x).movedim(2, 3).reshape(*batch, *self._shape)
-
-
-def _turned(matrices: Tensor, vectors: Tensor) -> Tensor:
-    """The matrices (R, R, groups) times the vectors (batch, R, groups)."""
-    total = matrices[:, 0] * vectors[:, :1]
-    for column in range(1, matrices.shape[1]):
-        total.addcmul_(matrices[:, column], vectors[:, column, None])
-    return total
+        return folded.solve(self._vectors, self._values, right, weight, self._steps)
 
 
 def _folded(measured: Measurement) -> _Folded | None:
@@ -235,8 +221,7 @@ def _folded(measured: Measurement) -> _Folded | None:
 @functools.lru_cache(maxsize=64)
 def _known_folded(maps: Tensor, steps: tuple[int, int], offset: tuple[int, int], axes: tuple[int, ...]) -> _Folded:
     """Kept while the same tensor of maps is used: frames of one slice share it."""
-    z, y, x = maps.shape[-3:]
-    return _Folded(lattice_columns(maps, steps, offset, axes), (z, y, x), steps)
+    return _Folded(lattice_columns(maps, steps, offset, axes), steps)
 
 
 CONSISTENCIES: dict[str, Callable[[Measurement, DataConfig], DataConsistency]] = {
