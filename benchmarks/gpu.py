@@ -1,7 +1,7 @@
 """What cannot be done without an NVIDIA GPU, done on one: builds, self-tests, recordings and times. One function per part.
 
     pip install '.[cuda,tensorrt]'
-    python benchmarks/gpu.py [--parts networks] [--json FILE] [--write]
+    python benchmarks/gpu.py [--parts networks kernels] [--json FILE] [--write]
 
 A part that fails says so in its rows and does not stop the others; the exit code is 1 when something was wrong.
 """
@@ -83,8 +83,17 @@ def networks() -> tuple[list[dict], str]:
     return rows, text
 
 
+def kernels() -> tuple[list[dict], str]:
+    """The CUDA kernels of MRI, checked and timed beside torch."""
+    from gpu_kernels import kernel_rows, kernel_text
+
+    rows = kernel_rows(seconds)
+    return rows, kernel_text(rows)
+
+
 PARTS: dict[str, tuple[str, Callable[[], tuple[list[dict], str]]]] = {
     "networks": ("Network runtimes on a GPU", networks),
+    "kernels": ("CUDA kernels", kernels),
 }
 """Title of the section in docs/benchmarks.md, and what makes its rows and text. A row with `wrong` is a failure."""
 
