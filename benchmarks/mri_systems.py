@@ -8,16 +8,29 @@ from collections.abc import Iterable, Iterator
 
 from mri_cases import Case, Method
 from scanside.engine.baselines.sense import cg_sense
-from scanside.engine.config import ConfigStore, SystemConfig
+from scanside.engine.config import ConfigStore, SystemConfig, Value, with_overrides
 from scanside.engine.operators import Fourier
 from scanside.engine.samplers.consistency import Measurement
 from scanside.engine.streaming.generative import GenerativeResult, PriorSolver
 from torch import Tensor
 
-__all__ = ["estimates", "system_methods"]
+__all__ = ["PUBLISHED_EFFORT", "estimates", "system_methods"]
 
-FULL = "_full"
-"""Ends the names of configurations with the published number of evaluations."""
+PUBLISHED_EFFORT: dict[str, dict[str, Value]] = {
+    "mri/hggdp": {"sampler.steps": 80, "sampler.relaxation": 0.015},
+    "mri/ugm_pi": {"sampler.steps": 30, "sampler.relaxation": 0.1},
+    "mri/edaeprec": {
+        "sampler.levels": 200,
+        "sampler.relaxation": 0.1,
+        "sampler.momentum": 0.9,
+        "sampler.noise_copies": 3,
+        "sampler.input_noise": 1.0,
+        "sampler.jacobian": True,
+    },
+    "mri/edmsprec": {"sampler.levels": 300, "sampler.noise_copies": 3},
+    "mri/ebmrec": {"sampler.levels": 300, "sampler.noise_copies": 8},
+}
+"""What makes a configuration spend as many network evaluations as its publication."""
 
 
 def system_methods(kind: str, names: Iterable[str], *, full: bool) -> Iterator[Method]:
@@ -25,9 +38,12 @@ def system_methods(kind: str, names: Iterable[str], *, full: bool) -> Iterator[M
     store, names = ConfigStore(), list(names)
     for name in store.names():
         config = store.get(name)
-        wanted = name in names or ("all" in names and (full or not name.endswith(FULL)))
-        if wanted and config.kind == "mri" and config.stages and _fits(config, kind):
-            yield Method(name, name.removesuffix(FULL), functools.partial(_run, config))
+        if not ({name, "all"} & set(names)) or config.kind != "mri" or not config.stages or not _fits(config, kind):
+            continue
+        yield Method(name, name, functools.partial(_run, config))
+        if full and name in PUBLISHED_EFFORT:
+            longer = with_overrides(config, PUBLISHED_EFFORT[name], source="published effort")
+            yield Method(f"{name}, as many evaluations as published", f"{name} (long)", functools.partial(_run, longer))
 
 
 def _fits(config: SystemConfig, kind: str) -> bool:
