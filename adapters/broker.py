@@ -8,13 +8,14 @@ from __future__ import annotations
 import struct
 import threading
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Self
 
 import zmq
 from scanside.engine.errors import EngineError
 from scanside.engine.limits import DEFAULT_LIMITS, Limits
 
+from .envelope import Envelope, Open
 from .routing import BrokerStatus, BrokerTimes, Frames, Peer, Router
 from .sockets import VIEWER_MESSAGES, Outbox, SocketFolder, check_bind, configure, terminate
 
@@ -120,6 +121,10 @@ class Broker:
 
     def __exit__(self, *_: object) -> None:
         self.stop()
+
+    def observe(self, watch: Callable[[Open, Envelope | None], None]) -> None:
+        """Let `watch` see the envelopes of all sessions, in the broker's thread; see `Router.observe`. Before `start`."""
+        self._router.observe = watch
 
     def worker_lost(self, identity: bytes) -> None:
         """Say that the process of a worker has ended; its producers are told once all that it sent before is through."""

@@ -17,7 +17,7 @@ import typer
 from scanside.engine.errors import ConfigError, ScansideError
 from typer.core import TyperGroup
 
-__all__ = ["check", "compile_", "demo", "doctor", "list_", "main", "run", "send", "serve", "show", "train"]
+__all__ = ["check", "compile_", "demo", "doctor", "list_", "main", "run", "send", "serve", "show", "train", "tune"]
 
 _UsageError: type[typer.BadParameter] = typer.BadParameter.__bases__[0]
 """What is raised for a wrong option, whichever package has the parser."""
@@ -106,6 +106,7 @@ _Values = Annotated[
     list[str] | None,
     typer.Option("-P", "--parameter", metavar="NAME=VALUE", help="Replace a value of the configuration; may repeat."),
 ]
+_BUS = "tcp://127.0.0.1:9003"
 _Png = Annotated[Path | None, typer.Option("--png", metavar="DIR", help="Write each image as a PNG into this folder.")]
 
 
@@ -170,6 +171,9 @@ def serve(
     bus: Annotated[
         str | None, typer.Option(metavar="ENDPOINT", help="ZeroMQ endpoint for other producers, tcp://127.0.0.1:9003.")
     ] = None,
+    record: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Record photoacoustic streams here, as IPASC files.")
+    ] = None,
     insecure: Annotated[bool, typer.Option("--insecure", help="Allow addresses that other hosts can reach.")] = False,
     idle: Annotated[float, typer.Option(min=0, metavar="SECONDS", help="End silent sessions after; 0: never.")] = 0.0,
     verbose: Annotated[bool, typer.Option("-v", "--verbose", help="Log more.")] = False,
@@ -194,6 +198,7 @@ def serve(
             metrics_host=metrics_host,
             metrics_port=metrics_port if metrics else None,
             bus=bus,
+            record=record,
             insecure=insecure,
             idle_seconds=idle,
         )
@@ -206,6 +211,8 @@ def serve(
         "scanside send scan.h5 -c mri/sense --pace-ms 3   at the pace of a scanner",
         "scanside send -a 10.0.0.7 -p 9002 -f scan.h5 -c default.xml -o out.h5",
         "scanside send -Q gadgetron::version              ask the server something",
+        "scanside send --pat scan.hdf5 --rate 25          photoacoustics: IPASC, .msot or .npz",
+        "scanside send --pat spheres.npz --geometry ring.toml -c pat/ubp --png pictures",
     )
 )
 def send(
@@ -235,7 +242,17 @@ def send(
         int, typer.Option("-P", "--precision", min=0, max=32, help="Compress to so many bits per float; 0: do not.")
     ] = 0,
     pace_ms: Annotated[float, typer.Option(min=0, help="Milliseconds between readouts; 0: at once.")] = 0.0,
-    rate: Annotated[float, typer.Option(min=0, help="The same as readouts per second.")] = 0.0,
+    rate: Annotated[
+        float | None,
+        typer.Option(
+            min=0, help="The same as readouts, or photoacoustic frames (25 without it), per second; 0: at once."
+        ),
+    ] = None,
+    pat: Annotated[Path | None, typer.Option(metavar="FILE", help="Photoacoustic scan to send over the bus.")] = None,
+    geometry: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="TOML with the detector array of an .npz file.")
+    ] = None,
+    bus: Annotated[str, typer.Option(metavar="ENDPOINT", help="With --pat: the bus of `serve --bus`.")] = _BUS,
     waveforms: Annotated[bool, typer.Option("-w", "--waveforms", help="Send the file's waveforms, too.")] = False,
     png: _Png = None,
     dicom: Annotated[Path | None, typer.Option(metavar="DIR", help="Keep DICOM files that come back here.")] = None,
@@ -250,6 +267,24 @@ def send(
     from .commands.output import pairs
     from .commands.results import Output
 
+    if pat is not None:
+        from .commands import photoacoustic
+
+        raise typer.Exit(
+            photoacoustic.send_recording(
+                photoacoustic.SendOptions(
+                    file=pat,
+                    geometry=geometry,
+                    bus=bus,
+                    config="pat/das" if config == "default" else config,
+                    parameters=pairs(values, "--parameter"),
+                    rate=25.0 if rate is None else rate,
+                    loops=loops,
+                    output=Output(file=outfile, group=out_group or "dataset", png=png),
+                    timeout=timeout / 1e3,
+                )
+            )
+        )
     if query is not None:
         work.ask(address, port, query, timeout / 1e3)
         return
@@ -280,6 +315,32 @@ def _one(first: Path | None, second: Path | None, what: str) -> Path:
     if (first is None) == (second is None):
         raise typer.BadParameter(f"expected {what}, once")
     return first or second or Path()
+
+
+@app.command(
+    epilog=_examples(
+        "scanside tune --speed-of-sound 1520",
+        "scanside tune --autofocus delay",
+        "scanside tune --averages 4 --bus tcp://10.0.0.7:9003",
+    )
+)
+def tune(
+    *,
+    speed_of_sound: Annotated[float | None, typer.Option(min=300, max=10000, help="In m/s.")] = None,
+    delay: Annotated[float | None, typer.Option(help="Time of the first sample after the pulse, in samples.")] = None,
+    averages: Annotated[int | None, typer.Option(min=1, max=4096, help="Shots per image.")] = None,
+    autofocus: Annotated[
+        Literal["delay", "speed-of-sound"] | None, typer.Option(help="Search the sharpest image of the last shot.")
+    ] = None,
+    bus: Annotated[str, typer.Option(metavar="ENDPOINT", help="The bus of the server.")] = _BUS,
+    timeout: Annotated[int, typer.Option("-t", "--timeout", min=1, help="Wait for the server, ms.")] = 5000,
+) -> None:
+    """Adjust all photoacoustic streams that run on a server."""
+    from .commands.photoacoustic import tune as work
+
+    focus = None if autofocus is None else autofocus.replace("-", "_")
+    given = {"speed_of_sound": speed_of_sound, "delay_samples": delay, "averages": averages, "autofocus": focus}
+    raise typer.Exit(work(bus, {name: value for name, value in given.items() if value is not None}, timeout / 1e3))
 
 
 @app.command(
@@ -455,30 +516,43 @@ def compile_(
         "scanside demo",
         "scanside demo --frames 40 --acceleration 6 --config mri/l1_espirit",
         "scanside demo --file scan.h5 --tr-ms 5",
+        "scanside demo --pat                            photoacoustics: 256 elements at 25 frames a second",
+        "scanside demo --pat --file spheres.npz --geometry ring.toml",
     )
 )
 def demo(
     *,
     out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for images and pictures.")] = Path("scanside-demo"),
     file: Annotated[Path | None, typer.Option(help="Stream this ISMRMRD file instead of a simulated scan.")] = None,
-    config: Annotated[str, typer.Option("-c", "--config", help="Configuration.")] = "default",
+    config: Annotated[str | None, typer.Option("-c", "--config", help="Configuration.", show_default=False)] = None,
+    pat: Annotated[bool, typer.Option("--pat", help="A photoacoustic scan instead of MRI.")] = False,
+    geometry: Annotated[Path | None, typer.Option(help="With --pat: detector array of an .npz file.")] = None,
+    rate: Annotated[float, typer.Option(min=1, max=1000, help="With --pat: frames per second.")] = 25.0,
     matrix: Annotated[int, typer.Option(min=16, max=1024, help="Pixels per side.")] = 256,
     coils: Annotated[int, typer.Option(min=1, max=128, help="Receive coils.")] = 8,
     acceleration: Annotated[int, typer.Option(min=1, max=16, help="Every n-th line is measured.")] = 4,
-    frames: Annotated[int, typer.Option(min=1, max=1000, help="Repetitions.")] = 12,
+    frames: Annotated[
+        int | None,
+        typer.Option(min=1, max=10000, help="Repetitions (12), or photoacoustic frames (250).", show_default=False),
+    ] = None,
     tr_ms: Annotated[float, typer.Option(min=0, help="Milliseconds between readouts.")] = 3.0,
 ) -> None:
     """Stream a scan through a real server at a real pace, and compare what comes back with the truth."""
+    if pat:
+        from .photoacoustic_demo import PhotoacousticDemo, run_photoacoustic_demo
+
+        shown = PhotoacousticDemo(out=out, file=file, geometry=geometry, config=config, rate=rate, frames=frames or 250)
+        raise typer.Exit(run_photoacoustic_demo(shown))
     from .demo import DemoOptions, run_demo
 
     options = DemoOptions(
         out=out,
         file=file,
-        config=config,
+        config=config or "default",
         matrix=matrix,
         coils=coils,
         acceleration=acceleration,
-        frames=frames,
+        frames=frames or 12,
         interval=tr_ms / 1e3,
     )
     raise typer.Exit(run_demo(options))

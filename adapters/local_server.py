@@ -37,6 +37,8 @@ class LocalServer:
         self._reader: threading.Thread | None = None
         self._known = threading.Event()
         self._port: int | None = None
+        self.bus = ""
+        """Endpoint of the bus, known once it is ready, where the arguments ask for one."""
         self._log: deque[str] = deque(maxlen=_LINES)
 
     def __enter__(self) -> Self:
@@ -91,6 +93,6 @@ class LocalServer:
             except ValueError:  # something that a library wrote
                 continue
             if isinstance(record, dict) and record.get("event") == _READY and "port" in record:
-                self._port = int(record["port"])
+                self._port, self.bus = int(record["port"]), str(record.get("bus") or "")
                 self._known.set()
         self._known.set()

@@ -140,6 +140,8 @@ class Router:
         self._lender = lender
         self.peers: dict[bytes, Peer] = {}
         self._send, self._publish, self._limits, self._times = send, publish, limits, times
+        self.observe: Callable[[Open, Envelope | None], None] = lambda _request, _envelope: None
+        """Called with all that belongs to a session, data and what its worker says, and with None when it is over."""
         self._sessions: dict[str, _Session] = {}
         self._waiting: dict[str, _Session] = {}
         self._over: OrderedDict[str, None] = OrderedDict()
@@ -269,6 +271,7 @@ class Router:
         if session.credit <= 0:
             raise PeerError(f"data without credit ({session.credit} bytes); wait for `opened` or `credit`")
         session.credit -= cost(data.bytes)
+        self.observe(session.request, data)
 
     def _from_worker(self, session: _Session, envelope: Envelope, frames: Frames) -> None:
         session.down.check(envelope)
@@ -288,6 +291,7 @@ class Router:
                 self._counts[type(envelope).__name__.lower()] += 1
             case _:
                 raise PeerError(f"a worker does not send {type(envelope).__name__.lower()} here")
+        self.observe(session.request, envelope)
         if session.producer is not None:
             self._send(session.producer, frames)
         if session.over or isinstance(envelope, (Failed, Refused)):
@@ -347,6 +351,7 @@ class Router:
         self._sessions.pop(session.key, None)
         self._waiting.pop(session.key, None)
         self._over[session.key] = None
+        self.observe(session.request, None)
         if len(self._over) > REMEMBERED:
             self._over.popitem(last=False)
         for peer in (session.producer, session.worker):

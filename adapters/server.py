@@ -27,6 +27,7 @@ from .bus import AsyncPort, Broker, BrokerTimes, check_bind
 from .envelope import Envelope
 from .gadgetron import ConnectionOptions, Gateway
 from .metrics import Metrics, MetricsServer
+from .photoacoustic_metrics import StreamWatch
 from .process import ENVIRONMENT, tune_process
 from .queries import answer_query
 
@@ -66,6 +67,8 @@ class ServeOptions(msgspec.Struct, frozen=True, kw_only=True):
     """For Prometheus and health checks; 0 takes any free one, None switches them off."""
     bus: str | None = None
     """ZeroMQ endpoint for producers outside this process, such as tcp://127.0.0.1:9003."""
+    record: Path | None = None
+    """Folder into which photoacoustic streams are recorded."""
     insecure: bool = False
     """Allow binds that other hosts can reach."""
     handshake_seconds: float = 10.0
@@ -118,7 +121,14 @@ class Server:
         except BaseException:
             self.stop()
             raise
-        _log.info("ready", host=options.host, port=self.port, metrics_port=self.metrics_port, workers=options.workers)
+        _log.info(
+            "ready",
+            host=options.host,
+            port=self.port,
+            metrics_port=self.metrics_port,
+            workers=options.workers,
+            bus=self.bus,
+        )
 
     def stop(self) -> None:
         """Stop listening, let sessions end, end the workers, give everything back; takes `drain_seconds` at most.
@@ -160,6 +170,12 @@ class Server:
     def __exit__(self, *_: object) -> None:
         self.stop()
 
+    @property
+    def bus(self) -> str | None:
+        """Endpoint at which producers outside this process find the bus, with the port that it got; None without one."""
+        bound = () if self._broker is None else self._broker.bound
+        return bound[0] if bound else None
+
     def ready(self) -> tuple[bool, dict[str, bool]]:
         """Whether a scan can be taken, with the single checks."""
         broker, crew = self._broker, self._crew
@@ -185,6 +201,7 @@ class Server:
         times = BrokerTimes(expiry=self.options.worker_seconds)
         limits = self.store.get("default").limits
         broker = Broker(binds=binds, insecure=self.options.insecure, limits=limits, times=times)
+        broker.observe(StreamWatch(self.metrics))
         broker.start()
         self._broker, self._arena = broker, Arena()
         self.metrics.watch_queue("bus", lambda: broker.status().waiting)
@@ -326,6 +343,8 @@ class _Crew:
             "--arena",
             str(self._arena.fd),
         ]
+        if self._options.record is not None:
+            command += ["--record", str(self._options.record)]
         for folder in self._options.config_folders:
             command += ["--configs", str(folder)]
         environment = {**ENVIRONMENT, **os.environ}

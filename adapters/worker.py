@@ -17,13 +17,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import cast, get_args
 
+import numpy as np
 import structlog
 import torch
 import zmq
 from scanside.engine.config import ConfigStore, Value, with_overrides
 from scanside.engine.errors import ConfigError, PeerError, ScansideError
-from scanside.engine.messages import EndOfScan, Event, Message
+from scanside.engine.messages import EndOfScan, Event, Message, PhotoacousticFrame, PhotoacousticHeader
 from scanside.engine.simulation.scan import simulate_scan
+from scanside.engine.streaming.photoacoustic import PhotoacousticSession
 from scanside.engine.streaming.session import NoiseStore, Session
 
 from .arena import ArenaView
@@ -248,7 +250,22 @@ def warm_up(store: ConfigStore) -> int:
         messages: list[Message] = [scan.header, *scan.readouts(1 if acceleration > 1 else 64), EndOfScan()]
         for message in messages:
             events += session.feed(message)
-    return len(events)
+    return len(events) + _warm_up_photoacoustics(store)
+
+
+def _warm_up_photoacoustics(store: ConfigStore) -> int:
+    angles, shape = np.linspace(0, 2 * np.pi, 8, endpoint=False), (8, 64)
+    header = PhotoacousticHeader(
+        stream="0" * 32,
+        elements=shape[0],
+        samples=shape[1],
+        positions_m=0.02 * np.stack([np.cos(angles), np.sin(angles), 0 * angles], axis=1),
+        sampling_rate_hz=4e7,
+        wavelengths_m=(8e-7,),
+    )
+    session = PhotoacousticSession(store.get("pat/das"))
+    frame = PhotoacousticFrame(seq=0, shot=0, samples=np.arange(512, dtype=np.int16).reshape(shape))
+    return sum(len(list(session.feed(message))) for message in (header, frame, EndOfScan()))
 
 
 def main() -> None:

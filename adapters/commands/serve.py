@@ -27,8 +27,10 @@ def _announce(server: Server) -> None:
     if server.metrics_port is not None:
         out.print(f"metrics  http://{options.metrics_host}:{server.metrics_port}/metrics")
         out.print(f"health   http://{options.metrics_host}:{server.metrics_port}/readyz")
-    if options.bus:
-        out.print(f"bus      {escape(options.bus)}")
+    if server.bus:
+        out.print(f"bus      {escape(server.bus)}")
+    if options.record:
+        out.print(f"records  {escape(str(options.record))}")
     rows = table("configuration", "what it does", "also called")
     for name in server.store.names():
         config = server.store.get(name)

@@ -13,7 +13,7 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from PIL import Image as PillowImage
 
-__all__ = ["Panel", "comparison_figure", "robust_window", "write_png"]
+__all__ = ["Panel", "comparison_figure", "panel_figure", "robust_window", "write_png"]
 
 Window = tuple[float, float]
 
@@ -32,11 +32,14 @@ class Panel(msgspec.Struct, frozen=True, eq=False):
     """One picture of a comparison.
 
     image: real or complex, shape (rows, columns); its magnitude is shown. caption: a line beneath, e.g. "34.1 dB, 9 ms".
+    window, colors: of a panel that is not compared with others; `robust_window` and gray without.
     """
 
     title: str
     image: np.ndarray
     caption: str = ""
+    window: Window | None = None
+    colors: str = "gray"
 
 
 def robust_window(image: np.ndarray) -> Window:
@@ -97,13 +100,29 @@ def comparison_figure(
     page.save(path)
 
 
+def panel_figure(path: str | Path, panels: Sequence[Panel]) -> None:
+    """Write a picture with panels of one shape in a row, each with its own window and colors.
+
+    Raises ValueError when there is no panel, shapes differ, or a window is unusable; OSError when the file cannot be written.
+    """
+    if not panels:
+        raise ValueError("panels is empty, a picture needs at least one")
+    first = _picture(panels[0].image, f"panel {panels[0].title!r}")
+    page = _Page(len(panels), first.shape[0] / first.shape[1], rows=1)
+    for column, panel in enumerate(panels):
+        image = _like(panel, first)
+        window = _ascending(robust_window(image) if panel.window is None else panel.window)
+        page.show(0, column, image, Normalize(*window, clip=True), panel.colors, panel)
+    page.save(path)
+
+
 class _Page:
     """Places panels on a dark page; lengths in inches from the top left."""
 
-    def __init__(self, columns: int, aspect: float) -> None:
+    def __init__(self, columns: int, aspect: float, rows: int = 2) -> None:
         self.height_of_panel = _SIDE * aspect
         self.width = 2 * _MARGIN + columns * _SIDE + (columns - 1) * _GAP
-        self.height = 2 * _MARGIN + _TITLE + _CAPTION + 2 * self.height_of_panel
+        self.height = 2 * _MARGIN + _TITLE + _CAPTION + rows * self.height_of_panel
         self.figure = Figure(figsize=(self.width, self.height), facecolor=_BACKGROUND)
 
     def show(

@@ -203,6 +203,7 @@ class LiveScan:
         """The frame of one shot, int16 with noise."""
         wavelength, when = number % len(self.header.wavelengths_m), number / self._rate
         signals = self._clean(wavelength, when) * self._counts
-        signals += self._rng.normal(0, self._noise * _FULL_SCALE, signals.shape)
+        if self._noise:
+            signals += self._noise * _FULL_SCALE * self._rng.standard_normal(signals.shape, dtype=np.float32)
         samples = np.clip(np.rint(signals), -32768, 32767).astype(np.int16)
         return PhotoacousticFrame(seq=number, shot=number, samples=samples, wavelength=wavelength, timestamp_s=when)
