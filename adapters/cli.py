@@ -17,7 +17,12 @@ import typer
 from scanside.engine.errors import ConfigError, ScansideError
 from typer.core import TyperGroup
 
-__all__ = ["check", "compile_", "demo", "doctor", "list_", "main", "run", "send", "serve", "show", "train", "tune"]
+from .cli_configs import config_app
+from .cli_parts import BUS, Configs, Values
+from .cli_parts import examples as _examples
+from .cli_photoacoustic import photoacoustic_app
+
+__all__ = ["compile_", "demo", "doctor", "main", "run", "send", "serve", "train"]
 
 _UsageError: type[typer.BadParameter] = typer.BadParameter.__bases__[0]
 """What is raised for a wrong option, whichever package has the parser."""
@@ -73,10 +78,6 @@ def _told(error: OSError) -> str:
     return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
 
 
-def _examples(*lines: str) -> str:
-    return "\b\n[bold]Examples[/]\n" + "\n".join(f"  {line}" for line in lines)
-
-
 app = typer.Typer(
     name="scanside",
     cls=_Group,
@@ -90,23 +91,9 @@ app = typer.Typer(
         "scanside run -i scan.h5 -o out.h5              the same without a server",
     ),
 )
-config_app = typer.Typer(
-    help="Look at configurations, or check one.",
-    epilog=_examples(
-        "scanside config list", "scanside config show mri/sense --effective", "scanside config check mine.toml"
-    ),
-)
 app.add_typer(config_app, name="config")
+app.add_typer(photoacoustic_app)
 
-_Configs = Annotated[
-    list[Path] | None,
-    typer.Option("--configs", metavar="DIR", help="Folder with more configurations (DIR/mri/mine.toml is mri/mine)."),
-]
-_Values = Annotated[
-    list[str] | None,
-    typer.Option("-P", "--parameter", metavar="NAME=VALUE", help="Replace a value of the configuration; may repeat."),
-]
-_BUS = "tcp://127.0.0.1:9003"
 _Png = Annotated[Path | None, typer.Option("--png", metavar="DIR", help="Write each image as a PNG into this folder.")]
 
 
@@ -155,7 +142,7 @@ def serve(
             help="Configuration for scans that ask for one that is not installed; without it they are refused.",
         ),
     ] = None,
-    configs: _Configs = None,
+    configs: Configs = None,
     dialect: Annotated[
         Literal["auto", "gadgetron", "fire"], typer.Option(help="How consoles are spoken to; auto: by what they send.")
     ] = "auto",
@@ -252,7 +239,7 @@ def send(
     geometry: Annotated[
         Path | None, typer.Option(metavar="FILE", help="TOML with the detector array of an .npz file.")
     ] = None,
-    bus: Annotated[str, typer.Option(metavar="ENDPOINT", help="With --pat: the bus of `serve --bus`.")] = _BUS,
+    bus: Annotated[str, typer.Option(metavar="ENDPOINT", help="With --pat: the bus of `serve --bus`.")] = BUS,
     waveforms: Annotated[bool, typer.Option("-w", "--waveforms", help="Send the file's waveforms, too.")] = False,
     png: _Png = None,
     dicom: Annotated[Path | None, typer.Option(metavar="DIR", help="Keep DICOM files that come back here.")] = None,
@@ -319,32 +306,6 @@ def _one(first: Path | None, second: Path | None, what: str) -> Path:
 
 @app.command(
     epilog=_examples(
-        "scanside tune --speed-of-sound 1520",
-        "scanside tune --autofocus delay",
-        "scanside tune --averages 4 --bus tcp://10.0.0.7:9003",
-    )
-)
-def tune(
-    *,
-    speed_of_sound: Annotated[float | None, typer.Option(min=300, max=10000, help="In m/s.")] = None,
-    delay: Annotated[float | None, typer.Option(help="Time of the first sample after the pulse, in samples.")] = None,
-    averages: Annotated[int | None, typer.Option(min=1, max=4096, help="Shots per image.")] = None,
-    autofocus: Annotated[
-        Literal["delay", "speed-of-sound"] | None, typer.Option(help="Search the sharpest image of the last shot.")
-    ] = None,
-    bus: Annotated[str, typer.Option(metavar="ENDPOINT", help="The bus of the server.")] = _BUS,
-    timeout: Annotated[int, typer.Option("-t", "--timeout", min=1, help="Wait for the server, ms.")] = 5000,
-) -> None:
-    """Adjust all photoacoustic streams that run on a server."""
-    from .commands.photoacoustic import tune as work
-
-    focus = None if autofocus is None else autofocus.replace("-", "_")
-    given = {"speed_of_sound": speed_of_sound, "delay_samples": delay, "averages": averages, "autofocus": focus}
-    raise typer.Exit(work(bus, {name: value for name, value in given.items() if value is not None}, timeout / 1e3))
-
-
-@app.command(
-    epilog=_examples(
         "scanside run -i scan.h5 -o out.h5",
         "scanside run scan.h5 -c mri/l1_espirit -P reconstruction.iterations=100 --png pictures",
     )
@@ -359,8 +320,8 @@ def run(
     in_group: Annotated[str, typer.Option("-g", "--in-group", help="Group of the scan in its file.")] = "dataset",
     out_group: Annotated[str, typer.Option("-G", "--out-group", help="Group to write.")] = "dataset",
     config: Annotated[str, typer.Option("-c", "--config", help="Configuration.")] = "default",
-    values: _Values = None,
-    configs: _Configs = None,
+    values: Values = None,
+    configs: Configs = None,
     png: _Png = None,
     threads: Annotated[int, typer.Option(min=0, help="Processor threads; 0: all cores.")] = 0,
 ) -> None:
@@ -396,8 +357,8 @@ def train(
         Path, typer.Option("-o", "--output", metavar="DIR", help="Folder for weights; a run in it is taken up again.")
     ] = Path("scanside-training"),
     name: Annotated[str, typer.Option(help="What the weights are called.")] = "prior",
-    values: _Values = None,
-    configs: _Configs = None,
+    values: Values = None,
+    configs: Configs = None,
     through_loop: Annotated[
         bool, typer.Option("--through-loop", help="Train through the reconstruction loop, for few evaluations.")
     ] = False,
@@ -426,41 +387,6 @@ def train(
         threads=threads,
     )
     raise typer.Exit(run_training(options))
-
-
-@config_app.command("list", epilog=_examples("scanside config list", "scanside config list | cut -f 1"))
-def list_(*, configs: _Configs = None) -> None:
-    """List the configurations."""
-    from .commands.configs import list_configs
-
-    list_configs(configs or ())
-
-
-@config_app.command(
-    epilog=_examples(
-        "scanside config show mri/sense", "scanside config show default --effective -P output.image=complex"
-    )
-)
-def show(
-    name: Annotated[str, typer.Argument(help="Name or other name of a configuration.")],
-    *,
-    effective: Annotated[bool, typer.Option("--effective", help="All values, those by default too.")] = False,
-    values: _Values = None,
-    configs: _Configs = None,
-) -> None:
-    """Show the values of a configuration, each with its origin."""
-    from .commands.configs import show_config
-    from .commands.output import pairs
-
-    show_config(name, configs or (), pairs(values, "-P"), effective=effective)
-
-
-@config_app.command(epilog=_examples("scanside config check mine.toml"))
-def check(file: Annotated[Path, typer.Argument(help="TOML file.")]) -> None:
-    """Say whether a file is a valid configuration."""
-    from .commands.configs import check_config
-
-    check_config(file)
 
 
 @app.command(epilog=_examples("scanside doctor", "scanside doctor && scanside serve"))
@@ -492,8 +418,8 @@ def compile_(
     cache: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Keep what is compiled here, not in $SCANSIDE_CACHE.")
     ] = None,
-    values: _Values = None,
-    configs: _Configs = None,
+    values: Values = None,
+    configs: Configs = None,
 ) -> None:
     """Compile the networks of a configuration for this machine, test and time them, and keep the fastest."""
     from .commands.compile import CompileOptions, compile_networks

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import msgspec
 from rich.console import Console
+from scanside.adapters.cli_parts import BUS
 from scanside.adapters.clients import Producer
 from scanside.adapters.files.photoacoustic import Recording, open_recording
 from scanside.adapters.photoacoustic_sender import ArrivedImage, PhotoacousticSender
@@ -19,10 +20,8 @@ from scanside.engine.messages import Image, PhotoacousticFrame
 from .output import console, milliseconds, progress_bar, table
 from .results import Latency, Output, describe_image
 
-__all__ = ["BUS", "Arrivals", "SendOptions", "paced", "send_recording", "tune"]
+__all__ = ["Arrivals", "SendOptions", "paced", "send_recording", "tune"]
 
-BUS = "tcp://127.0.0.1:9003"
-"""Where `scanside serve --bus` is expected."""
 _KEPT = 1000
 """Images that are kept to be written; the newest."""
 
