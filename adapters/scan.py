@@ -36,6 +36,11 @@ ROLE, NOISE = "scanside.role", "scanside.noise"
 
 Buffers = list[bytes | memoryview]
 
+BUFFERS_REFUSAL = (
+    "message 1023 (buffers, of BucketToBufferGadget) is not supported, since sorting and averaging in it cannot be undone; "
+    "put this node before that gadget in the chain, so that it gets acquisitions (1008) or buckets (1050)"
+)
+
 
 class Reply(msgspec.Struct, frozen=True, eq=False):
     """What a scan gives back: bytes for the peer, or the statistics of a frame.
@@ -139,6 +144,8 @@ class Scan:
         elif self._role is Role.EXTERNAL and frame.id == MessageId.IMAGE_ARRAY:
             self._images += 1
             yield Reply([frame.view])
+        elif frame.id == MessageId.RECON_DATA:
+            raise PeerError(BUFFERS_REFUSAL, offset=frame.offset)
         else:
             raise PeerError(
                 f"{self._config.name} takes acquisitions and images, not message {frame.id}", offset=frame.offset

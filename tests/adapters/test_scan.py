@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from scanside.adapters import mrd
 from scanside.adapters.files.ismrmrd_xml import header_xml
 from scanside.adapters.grammar import Dialect, Role
-from scanside.adapters.mrd_composite import Bucket, BucketPart, encode_bucket
+from scanside.adapters.mrd_composite import Bucket, BucketPart, encode_bucket, encode_recon_data
 from scanside.adapters.mrd_framing import Framer
 from scanside.adapters.scan import Reply, Scan
 from scanside.engine.config import ConfigStore
@@ -152,3 +152,12 @@ def test_a_bucket_of_a_chain_gives_the_image_of_its_readouts() -> None:
         (image,) = play(scan(role=Role.EXTERNAL), HEADER, _bucket(batch, part)).images
         assert np.allclose(image.pixels, direct.pixels, rtol=1e-5, atol=1e-7)
     assert play(scan(), HEADER, _bucket(batch, both)).failures == ["protocol"], "a scanner has no buckets"
+
+
+@pytest.mark.parametrize("role", list(Role))
+def test_buffers_are_refused_with_the_way_out(role: Role) -> None:
+    """In no role, and also where other composite messages are taken."""
+    empty = b"".join(encode_recon_data([]))
+    failed = [reply for reply in scan(role=role).take(Framer().feed(HEADER + empty), 1.0) if reply.failed]
+    assert [reply.failed for reply in failed] == ["protocol"]
+    assert "before that gadget" in failed[0].text
