@@ -1,6 +1,6 @@
 """The default network (about 6.5 GFLOP at 256 x 256) through every runtime that is here, and what process settings do to it.
 
-    python benchmarks/runtimes.py [--prepare] [--json FILE] [--write]
+    python benchmarks/runtimes.py [--prepare] [--compiled] [--json FILE] [--write]
 
 Each group of settings gets a process of its own, since most of them are read when a process starts. Runtimes take turns, run
 by run, so that a passing disturbance meets all alike. Errors are relative to what the network changes, against float64.
@@ -100,7 +100,7 @@ def child(arguments: argparse.Namespace) -> dict:
     x = torch.randn(1, 2, arguments.matrix, arguments.matrix, generator=generator)
     with torch.no_grad():
         wanted = copy.deepcopy(network()).double()(x.double(), sigma.double())
-    cases = list(loaded(arguments.matrix, arguments.threads, arguments.cache, compiled=arguments.child == SERVED))
+    cases = list(loaded(arguments.matrix, arguments.threads, arguments.cache, compiled=arguments.compiled))
     settle_collector()
     runs = BUSY_RUNS if settings["busy"] else arguments.runs
     works = [(name, precision, denoise) for name, precision, denoise, _ in cases if denoise is not None]
@@ -152,7 +152,7 @@ def start(name: str, arguments: argparse.Namespace) -> dict:
     environment["TORCHINDUCTOR_CACHE_DIR"] = str(arguments.cache / "inductor")
     words = [sys.executable, __file__, "--child", name, "--cache", str(arguments.cache), "--runs", str(arguments.runs)]
     words += ["--threads", str(arguments.threads), "--matrix", str(arguments.matrix)]
-    words += ["--prepare"] * arguments.prepare
+    words += ["--prepare"] * arguments.prepare + ["--compiled"] * (arguments.compiled and name == SERVED)
     done = subprocess.run(words, stdout=subprocess.PIPE, text=True, env=environment, check=True)
     return json.loads(done.stdout.splitlines()[-1])
 
@@ -217,7 +217,9 @@ def main() -> None:
     parser.add_argument("--cache", type=Path, help="keep what is compiled here")
     parser.add_argument("--prepare", action="store_true", help="compile only")
     parser.add_argument("--child", choices=SETTINGS, help=argparse.SUPPRESS)
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--json", type=Path, help="write results here, after each group of settings")
+    parser.add_argument("--resume", type=Path, metavar="JSON", help="take groups that this file has from it")
+    parser.add_argument("--compiled", action="store_true", help="with torch.compile, which takes a minute to load")
     parser.add_argument("--write", action="store_true", help="update docs/benchmarks.md")
     arguments = parser.parse_args()
     if arguments.child:
@@ -228,7 +230,12 @@ def main() -> None:
         if arguments.prepare:
             start(SERVED, arguments)
             return
-        groups = {name: start(name, arguments) for name in SETTINGS}
+        groups = json.loads(arguments.resume.read_text())["groups"] if arguments.resume else {}
+        for name in (each for each in SETTINGS if each not in groups):
+            groups[name] = start(name, arguments) | {"load": os.getloadavg()[0]}
+            print(f"{name}: done, load {os.getloadavg()[0]:.1f}", file=sys.stderr, flush=True)
+            if arguments.json:
+                arguments.json.write_text(json.dumps({"groups": groups}, indent=1))
     from report import machine, update_document
 
     results = {
