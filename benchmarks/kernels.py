@@ -1,9 +1,10 @@
-"""The compiled kernels beside what a user would take instead: torch, scipy and numpy, and BART for whole reconstructions.
+"""The compiled kernels beside what a user would take instead: torch, scipy and numpy, BART, PATATO and ASTRA.
 
     python benchmarks/kernels.py [--threads 2] [--runs 24] [--only mri pat ct] [--json FILE] [--write]
 
 Each row's contenders take turns, run by run, so that a passing disturbance meets all alike. `CASES` lists what is measured;
-an entry yields rows, and every part of the project adds its own.
+an entry yields rows, and every part of the project adds its own. `SCANSIDE_PEERS` names the Python of an environment that has
+PATATO and ASTRA (`projection_cases.py`).
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import numpy as np
 import scipy.fft
 import torch
 from bart_agreement import Bart
+from projection_cases import Case, photoacoustic, tomographic
 from report import Table, machine, update_document
 from scanside.adapters.process import tune_process
 from scanside.engine.baselines.sense import cg_sense, lattice_columns
@@ -191,13 +193,42 @@ def reconstructions(runs: int) -> Iterator[Row]:
             yield row(f"CG-SENSE, 30 iterations, 8 coils, {name}", contenders, min(runs, 10), 40, quality)
 
 
+def rows_of(cases: Callable[[], Iterator[Case]]) -> Callable[[int], Iterator[Row]]:
+    """Measures cases that are described elsewhere."""
+
+    def measured(runs: int) -> Iterator[Row]:
+        for what, contenders, target, floor in cases():
+            yield row(what, contenders, runs, target, floor)
+
+    return measured
+
+
 CASES: dict[str, list[Callable[[int], Iterator[Row]]]] = {
     "mri": [fourier, grams, proximal, low_rank, reconstructions],
+    "pat": [rows_of(photoacoustic)],
+    "ct": [rows_of(tomographic)],
 }
-"""What is measured, by the names that --only takes. Photoacoustics and CT add their lists here."""
+"""What is measured, by the names that --only takes."""
+SECTIONS = {"mri": "Kernels", "pat": "Kernels, photoacoustics", "ct": "Kernels, CT"}
+NOTES = {
+    "mri": (
+        "complex64; 10 runs of whole reconstructions. Floor: operations and bytes that the fused form must do and move; BART is "
+        "timed as a program, start and planning included, ours as a call in a running process. Targets were set on a newer "
+        "processor (Zen 5, AVX-512), on which torch took 2.2 ms for the 8-coil A^H A."
+    ),
+    "pat": (
+        "float32. 256 elements on 270 degrees, 2030 samples at 40 MS/s, 256 x 256 pixels over 25 mm. Ours interpolates "
+        "linearly; PATATO 0.7.0 takes the sample before, on float32 signals, its compilation left out. torch: the same sum "
+        "without compiled kernels."
+    ),
+    "ct": (
+        "float32. 512 x 512 pixels, 720 views of 720 bins. ASTRA's processor code runs in one thread and takes the length of the "
+        "ray in each pixel where ours interpolates."
+    ),
+}
 
 
-def text_of(rows: list[Row], runs: int) -> str:
+def text_of(group: str, rows: list[Row], runs: int) -> str:
     """The section of the document."""
     table = Table("what", "ours, ms", "target, ms", "floor, or quality", "others, ms (times ours)")
     for found in rows:
@@ -206,10 +237,8 @@ def text_of(rows: list[Row], runs: int) -> str:
     library = native.library()
     path = f"{library.level} library" if library else "no library"
     return (
-        f"{table}\n\nMedians of {runs} runs (10 of whole reconstructions), {torch.get_num_threads()} threads, complex64, "
-        f"{path}, load {os.getloadavg()[0]:.1f} before. Floor: operations and bytes that the fused form must do and move; BART "
-        "is timed as a program, start and planning included, ours as a call in a running process. Targets were set on a newer "
-        "processor (Zen 5, AVX-512), on which torch took 2.2 ms for the 8-coil A^H A."
+        f"{table}\n\nMedians of {runs} runs, {torch.get_num_threads()} threads, {path}, load {os.getloadavg()[0]:.1f} "
+        f"before, {NOTES[group]}"
     )
 
 
@@ -226,11 +255,13 @@ def main() -> None:
         sys.exit("kernels.py: no compiled kernels in this installation, see kernels/README.md")
     tune_process()
     torch.set_num_threads(arguments.threads)
-    rows = [found for name in arguments.only for case in CASES[name] for found in case(arguments.runs)]
-    text = text_of(rows, arguments.runs)
-    print(f"{machine()}\n\n{text}")
-    if arguments.write:
-        update_document(ROOT / "docs" / "benchmarks.md", "Kernels", text, machine())
+    rows = {name: [found for case in CASES[name] for found in case(arguments.runs)] for name in arguments.only}
+    print(machine())
+    for name, found in rows.items():
+        text = text_of(name, found, arguments.runs)
+        print(f"\n{SECTIONS[name]}\n\n{text}")
+        if arguments.write:
+            update_document(ROOT / "docs" / "benchmarks.md", SECTIONS[name], text, machine())
     if arguments.json:
         arguments.json.write_text(json.dumps({"machine": machine(), "rows": rows}, indent=1))
 
