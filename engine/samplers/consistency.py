@@ -218,7 +218,7 @@ def _folded(measured: Measurement) -> _Folded | None:
     return _known_folded(maps, (ry, rz), offset, measured.axes)
 
 
-@functools.lru_cache(maxsize=64)
+@functools.lru_cache(maxsize=8)
 def _known_folded(maps: Tensor, steps: tuple[int, int], offset: tuple[int, int], axes: tuple[int, ...]) -> _Folded:
     """Kept while the same tensor of maps is used: frames of one slice share it."""
     return _Folded(lattice_columns(maps, steps, offset, axes), steps)

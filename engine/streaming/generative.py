@@ -119,7 +119,8 @@ class PriorSolver:
             done = late or estimate.step == estimate.steps
             result = self._result(estimate, program, scale, late=late)
             if done:
-                self._before[where] = estimate.image.clone()
+                if self.config.reconstruction.warm_start:
+                    self._before[where] = estimate.image.clone()
                 if self.config.output.posterior_samples > 1 and not late:
                     result = self._with_samples(program, start, scale, result)
             yield result
@@ -195,6 +196,7 @@ class FrameEstimate(msgspec.Struct, frozen=True, kw_only=True, eq=False):
 
     image: Tensor
     method: str
+    """Empty for the plain image, which was made before."""
     reason: str = ""
     provenance: dict[str, list[str]] = {}
     deviation: Tensor | None = None
@@ -220,7 +222,7 @@ class PriorFrames:
         solver, wanted = self._solver, self.config.reconstruction.deadline_ms
         if solver is None:
             said = {"scanside_prior_unavailable": [self._why[:500]]}
-            yield FrameEstimate(image=plain, method="cg_sense", reason="no_weights", provenance=said)
+            yield FrameEstimate(image=plain, method="", reason="no_weights", provenance=said)
             return
         deadline = received + wanted / 1e3 if wanted else None
         results = solver.solve(measured, plain, where=where, deadline=deadline)

@@ -235,8 +235,10 @@ class CartesianReconstructor:
         for found in prior.run(measured, plain, where=key.slice, received=frame.received, clock=clock):
             with clock.stage("finish"):
                 image = self._resized(found.image)
-                deviation = None if found.deviation is None else self._resized(found.deviation)
-            result = self._result(image, found.method, sampling, frame, clock, reason or found.reason)
+                spread = found.deviation
+                deviation = None if spread is None else self._resized(spread.to(torch.complex64)).abs()
+            method = found.method or self._choose(sampling)
+            result = self._result(image, method, sampling, frame, clock, reason or found.reason)
             result = msgspec.structs.replace(
                 result, provenance=found.provenance, deviation=deviation, preview=found.preview
             )
