@@ -93,9 +93,9 @@ void in_place(const Plan& plan, int stage, float* work, bool up_)
 {
     const bool bottom_ = plan.rest[stage] == 1;
     if (up_ && bottom_) bottom_up<Radix>(plan, From{work}, To{work});
-    else if (up_) up<Radix>(plan, stage, From{work}, To{work});
+    else if (up_) up<Radix, 0>(plan, stage, From{work}, To{work});
     else if (bottom_) bottom_down<Radix>(plan, From{work}, To{work});
-    else down<Radix>(plan, stage, From{work}, To{work});
+    else down<Radix, 0>(plan, stage, From{work}, To{work});
 }
 
 void any_stage(const Plan& plan, int stage, float* work, bool up_)

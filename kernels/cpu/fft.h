@@ -46,11 +46,12 @@ struct To {
     SCS_HD void operator()(Index i, Complex<Vector> value) const { put(array + i * ELEMENT, value); }
 };
 
-/* One stage of decimation in frequency: numbers come from `from` and go to `to` at the same places. */
-template <int Radix, class Source, class Sink>
+/* One stage of decimation in frequency: numbers come from `from` and go to `to` at the same places. Rest is that of the stage
+   where it is known beforehand, else 0: addresses are constants then, which saves a third of the instructions. */
+template <int Radix, int Rest, class Source, class Sink>
 void down(const Plan& plan, int stage, Source from, Sink to)
 {
-    const Index rest = plan.rest[stage], block = rest * Radix, n = plan.n;
+    const Index rest = Rest ? Rest : plan.rest[stage], block = rest * Radix, n = plan.n;
     for (Index j = 0; j < rest; ++j) {
         const float* w = plan.twiddle[stage] + 2 * (Radix - 1) * j;
         for (Index first = j; first < n; first += block) {
@@ -66,10 +67,10 @@ void down(const Plan& plan, int stage, Source from, Sink to)
 }
 
 /* Its inverse but for the factor: one stage of decimation in time. */
-template <int Radix, class Source, class Sink>
+template <int Radix, int Rest, class Source, class Sink>
 void up(const Plan& plan, int stage, Source from, Sink to)
 {
-    const Index rest = plan.rest[stage], block = rest * Radix, n = plan.n;
+    const Index rest = Rest ? Rest : plan.rest[stage], block = rest * Radix, n = plan.n;
     for (Index j = 0; j < rest; ++j) {
         const float* w = plan.twiddle[stage] + 2 * (Radix - 1) * j;
         for (Index first = j; first < n; first += block) {
@@ -150,7 +151,11 @@ template <class Source>
 SCS_HD void enter(const Plan& plan, float* work, Source from)
 {
     if (plan.stages > 1 &&
-        with_radix(plan.radix[0], [&]<int Radix>() { down<Radix>(plan, 0, from, To{work}); })) return;
+        with_radix(plan.radix[0], [&]<int Radix>() {
+            if constexpr (Radix == 16)
+                if (plan.rest[0] == 16) return down<16, 16>(plan, 0, from, To{work});
+            down<Radix, 0>(plan, 0, from, To{work});
+        })) return;
     for (Index i = 0; i < plan.n; ++i) put(work + i * ELEMENT, from(i));
     if (plan.stages > 1) stage_down(plan, 0, work);
 }
@@ -159,7 +164,12 @@ SCS_HD void enter(const Plan& plan, float* work, Source from)
 template <class Sink>
 SCS_HD void leave(const Plan& plan, float* work, Sink to)
 {
-    if (plan.stages > 1 && with_radix(plan.radix[0], [&]<int Radix>() { up<Radix>(plan, 0, From{work}, to); })) return;
+    if (plan.stages > 1 &&
+        with_radix(plan.radix[0], [&]<int Radix>() {
+            if constexpr (Radix == 16)
+                if (plan.rest[0] == 16) return up<16, 16>(plan, 0, From{work}, to);
+            up<Radix, 0>(plan, 0, From{work}, to);
+        })) return;
     if (plan.stages > 1) stage_up(plan, 0, work);
     for (Index i = 0; i < plan.n; ++i) to(i, get(work + i * ELEMENT));
 }
