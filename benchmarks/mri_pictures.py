@@ -1,4 +1,4 @@
-"""Pictures of reconstructions: image beside error map."""
+"""Pictures of reconstructions above their error maps."""
 
 from __future__ import annotations
 
@@ -7,15 +7,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
-__all__ = ["save_comparison", "save_panel"]
+__all__ = ["save_panel"]
 
 MAGNIFIED = 5
 """Errors are shown this many times brighter than the image."""
-
-
-def save_comparison(path: Path, reference: np.ndarray, image: np.ndarray) -> None:
-    """Image and, to its right, the magnified error, as a PNG. Both (y, x), on the scale of the reference of maximum 1."""
-    _save(path, np.hstack([_gray(image), _gray(np.abs(image - reference) * MAGNIFIED)]))
 
 
 def save_panel(path: Path, reference: np.ndarray, images: dict[str, np.ndarray]) -> None:
@@ -23,7 +18,7 @@ def save_panel(path: Path, reference: np.ndarray, images: dict[str, np.ndarray])
     shown = {"reference": reference, **images}
     above = np.hstack([_gray(image) for image in shown.values()])
     below = np.hstack([_gray(np.abs(image - reference) * MAGNIFIED) for image in shown.values()])
-    picture = Image.fromarray(np.vstack([above, below]))
+    picture = Image.fromarray(np.vstack([above, below]) // 8 * 8)  # 32 shades, for a small file
     draw = ImageDraw.Draw(picture)
     for place, name in enumerate(shown):
         draw.text((place * reference.shape[1] + 4, 3), name, fill=255)
@@ -33,8 +28,3 @@ def save_panel(path: Path, reference: np.ndarray, images: dict[str, np.ndarray])
 
 def _gray(image: np.ndarray) -> np.ndarray:
     return (255 * np.clip(image, 0, 1)).astype(np.uint8)
-
-
-def _save(path: Path, pixels: np.ndarray) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(pixels).save(path, optimize=True)

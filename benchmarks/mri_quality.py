@@ -26,7 +26,7 @@ import numpy as np
 import torch
 from bart import Bart
 from mri_cases import MASKS, Method, plain_methods, scans
-from mri_pictures import save_comparison
+from mri_pictures import save_panel
 from mri_published import published
 from report import Table, machine, update_document
 from rich.progress import Progress
@@ -51,6 +51,8 @@ def main() -> None:
         ]
         _run(work, options)
     rows = _rows(options.results)
+    if options.pictures:
+        _draw(work, rows, options)
     for kind in options.kinds:
         print(_table(rows, kind), "\n")
     if options.write:
@@ -72,7 +74,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--data", type=Path, default=data, help="folder of scanner data")
     parser.add_argument("--results", type=Path, default=root / "build" / "mri_quality", help="folder of finished rows")
-    parser.add_argument("--pictures", type=Path, help="folder for pictures with error maps of the first image")
+    parser.add_argument("--pictures", type=Path, help="folder for pictures of the first image")
     parser.add_argument("--write", action="store_true", help="update docs/benchmarks.md")
     return parser.parse_args()
 
@@ -99,6 +101,16 @@ def _run(work: list[tuple[str, str, Method]], options: argparse.Namespace) -> No
             progress.advance(task)
 
 
+def _draw(work: list[tuple[str, str, Method]], rows: list[dict], options: argparse.Namespace) -> None:
+    """The first image of each mask by the best method of each group that was asked for, with error maps."""
+    for kind, mask in dict.fromkeys((kind, mask) for kind, mask, _ in work):
+        best = {row["method"] for row in _best(rows, kind, mask)}
+        case = next(scans(kind, options.data, mask, 1))
+        chosen = [method for *where, method in work if where == [kind, mask] and method.name in best]
+        images = {method.name: method(case)[0] for method in chosen}
+        save_panel(options.pictures / f"{kind}_{mask}.png", case.reference, images)
+
+
 def _slug(name: str) -> str:
     return "".join(letter if letter.isalnum() or letter in "-." else "_" for letter in name)
 
@@ -108,15 +120,13 @@ def _row(kind: str, mask: str, method: Method, options: argparse.Namespace) -> d
     row: dict[str, object] = {"kind": kind, "mask": mask, "method": method.name, "group": method.group, "seconds": []}
     scores: dict[str, list[float]] = {figure: [] for figure in FIGURES}
     seconds = []
-    for index, case in enumerate(scans(kind, options.data, mask, options.images)):
+    for case in scans(kind, options.data, mask, options.images):
         image, evaluations, taken = method(case)
         found = evaluate(case.reference, image)
         for figure in FIGURES:
             scores[figure].append(getattr(found, figure))
         seconds.append(taken)
         row |= {"net": case.net, "evaluations": evaluations}
-        if options.pictures and index == 0:
-            save_comparison(options.pictures / f"{kind}_{mask}_{_slug(method.name)}.png", case.reference, image)
     return row | scores | {"seconds": seconds, "load": os.getloadavg()[0]}
 
 
