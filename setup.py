@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import platform
 import sys
@@ -54,14 +55,15 @@ class BuildLibraries(build_ext):
         return fullname.replace(".", "/") + (".dll" if sys.platform == "win32" else ".so")
 
     def build_extension(self, ext: Extension) -> None:
-        """Compile and link, with OpenMP if possible."""
-        plain = list(ext.extra_compile_args)
+        """Compile and link, with OpenMP if possible, in a folder of its own: the libraries have the same sources."""
+        own, plain = copy.copy(self), list(ext.extra_compile_args)
+        own.build_temp = str(Path(self.build_temp) / ext.name.rpartition(".")[2])
         try:
             ext.extra_compile_args, ext.extra_link_args = [*plain, "-fopenmp"], ["-fopenmp"]
-            super().build_extension(ext)
+            build_ext.build_extension(own, ext)
         except CompileError:
             ext.extra_compile_args, ext.extra_link_args = plain, []
-            super().build_extension(ext)
+            build_ext.build_extension(own, ext)
 
 
 class AnyPythonWheel(bdist_wheel):
