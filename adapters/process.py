@@ -1,8 +1,8 @@
 """Settings of a process that decide its speed more than any code in it: allocator, thread pools, collector, thread switch.
 
 An allocator that gives memory back pays a page fault for each 4 KiB of every array of tens of MiB (a test counts them; the
-default network, whose arrays are smaller, does not). Idle threads that spin take a core from those that work: with one core taken by
-another process, torch runs a network four times as fast when they sleep, for a fifth more on an idle machine
+default network, whose arrays are smaller, does not). Idle threads that spin take a core from those that work: with one core taken
+by another process, torch runs a network four times as fast when they sleep, for a fifth more on an idle machine
 (`benchmarks/runtimes.py`). The collector walks through everything that torch loaded.
 """
 
