@@ -73,23 +73,26 @@ class Library:
 
 
 class Function:
-    """A C function by its name and the types of its arguments; looked up at the first call."""
+    """A C function by its name and the types of its arguments; looked up at the first call, and again in another library."""
 
     def __init__(self, name: str, *arguments: Any) -> None:  # noqa: ANN401 - ctypes has no common type of them
-        self._name, self._arguments, self._call = name, arguments, self._find
+        self._name, self._arguments = name, arguments
+        self._owner: Library | None = None
+        self._call: Any = None
 
     def __call__(self, *arguments: float) -> None:
         """Raises ValueError for arguments that the function refuses, MemoryError where it got no memory."""
+        found = library()
+        if self._call is None or found is not self._owner:  # data packed for one library must not reach another
+            self._bind(found)
         self._call(*arguments)
 
-    def _find(self, *arguments: float) -> None:
-        found = library()
+    def _bind(self, found: Library | None) -> None:
         if found is None:
             raise RuntimeError(f"{self._name} was called without a native library; ask `available` first")
         function = getattr(found.handle, self._name)
         function.argtypes, function.restype, function.errcheck = self._arguments, ctypes.c_int, _raise
-        self._call = function
-        function(*arguments)
+        self._owner, self._call = found, function
 
 
 def available() -> bool:
