@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import shutil
 import subprocess
@@ -125,11 +124,12 @@ def test_no_two_configurations_answer_to_the_same_name() -> None:
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.Path:
     """The wheel built from a copy of the working tree."""
-    for name in ("setuptools", "pip"):
-        if importlib.util.find_spec(name) is None:
+    installed = {name: next(iter(metadata.distributions(name=name)), None) for name in ("setuptools", "pip")}
+    for name, distribution in installed.items():
+        if distribution is None:
             pytest.skip(f"{name} is not installed, so that no wheel can be built")
-    if int(metadata.version("setuptools").partition(".")[0]) < 77:
-        pytest.skip(f"setuptools {metadata.version('setuptools')} is older than 77")
+    if int(installed["setuptools"].version.partition(".")[0]) < 77:
+        pytest.skip(f"setuptools {installed['setuptools'].version} is older than 77")
     folder = tmp_path_factory.mktemp("wheel")
     copy, out = folder / "copy", folder / "out"
     shutil.copytree(REPOSITORY, copy, ignore=BUILD_LEFTOVERS)
