@@ -21,7 +21,7 @@ from scanside.engine.operators.tomography import BeamGeometry, even_angles
 from scanside.kernels import photoacoustic as pat
 from scanside.kernels import tomography
 
-__all__ = ["PEERS", "photoacoustic", "tomographic"]
+__all__ = ["PEERS", "Peer", "photoacoustic", "tomographic"]
 
 PEERS = "SCANSIDE_PEERS"
 """Variable that holds the Python of the environment with the peers."""
@@ -130,8 +130,7 @@ def photoacoustic() -> Iterator[Case]:
         theirs, ours = peer.close().squeeze(), live.image(frame)
         likeness = max(float(np.corrcoef(side.ravel(), ours.ravel())[0, 1]) for side in (theirs, theirs.T))
         print(f"PATATO's image correlates with ours to {likeness:.4f}")
-    # Turns with another process cost what it leaves running and what it takes from the cache: here without.
-    yield "the same, frame after frame", {"ours": lambda: live.image(frame)}, 8, "0.20 GFLOP, 1.3 MB"
+    yield "the same, frame after frame, without turns", {"ours": lambda: live.image(frame)}, 8, "0.20 GFLOP, 1.3 MB"
     for method, band in (("ubp", None), ("das", (0.15e6, 8e6)), ("ubp", (0.15e6, 8e6))):
         other = LiveBeamformer(ring(), None, RATE, method=method, band_hz=band, **settings)
         name = f"{'Band-pass and ' if band else ''}{method.upper()}, int16 frame to image"
