@@ -133,7 +133,7 @@ def child(arguments: argparse.Namespace) -> dict:
 
 
 def multiply_rate() -> float:
-    """GFLOP/s of torch's float32 matrix product, which is as near to the peak as software comes."""
+    """GFLOP/s of torch's float32 matrix product."""
     import torch
 
     a, b = torch.randn(2, 1536, 1536)
@@ -193,8 +193,8 @@ def report(results: dict) -> str:
         f"{table}\n\nThe default network, {results['gigaflop']:.2f} GFLOP at {results['matrix']} x {results['matrix']}, "
         f"random weights, batch 1, {results['threads']} threads; medians of {served['rows'][0]['runs']} runs (with a core taken "
         f"{BUSY_RUNS}), with the settings that `scanside serve` gives its engine. Errors are relative to what the network "
-        f"changes. torch's float32 matrix product reaches {rate:.0f} GFLOP/s here at best, so that the floor in float32 is "
-        f"{floor:.1f} ms; the best runtime ({best['runtime']}, {best['precision']}) takes {best['ms']:.1f} ms. "
+        f"changes. torch's float32 matrix product reaches {rate:.0f} GFLOP/s here at best and would take {floor:.1f} ms "
+        f"for as many operations; the best runtime ({best['runtime']}, {best['precision']}) takes {best['ms']:.1f} ms. "
         f"{results['bfloat16']}\n\n{settings}\n\nThe same with other settings of the process; in parentheses, page faults per "
         "evaluation. One core taken: another process computes without end, which leaves the two threads one core and a half. "
         f"Load before each group: {loads}. {results['priority']}\n"
