@@ -113,8 +113,8 @@ def plain_methods(kind: str, bart: Bart | None) -> list[Method]:
     methods += [_wavelet(sparse, weight) for weight in weights]
     methods += [_variation(weight) for weight in weights]
     if bart:
-        methods += [_bart(bart, sparse, f"-R W:3:0:{w} -i100", f"{w}") for w in weights]
-        methods += [_bart(bart, "TV", f"-m -u0.01 -i100 -R T:3:0:{w}", f"{w}") for w in weights]
+        methods += [_bart(bart, sparse, f"-R W:7:0:{w} -i100", f"{w}") for w in weights]
+        methods += [_bart(bart, "TV", f"-m -u0.01 -i100 -R T:7:0:{w}", f"{w}") for w in weights]
     return methods
 
 

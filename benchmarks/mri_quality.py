@@ -18,7 +18,7 @@ import argparse
 import json
 import os
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from statistics import fmean
 
@@ -47,7 +47,7 @@ def main() -> None:
             for kind in options.kinds
             for mask in MASKS[kind]
             if not options.masks or mask in options.masks
-            for method in _methods(kind, options.systems, bart, full=options.full)
+            for method in _methods(kind, options, bart)
         ]
         _run(work, options)
     rows = _rows(options.results)
@@ -70,6 +70,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--masks", nargs="*", help="some of the masks only")
     parser.add_argument("--images", type=int, default=12, help="how many of the images of one coil")
     parser.add_argument("--full", action="store_true", help="published numbers of evaluations too")
+    parser.add_argument("--natural", metavar="WEIGHTS", help="a prior of natural images too; see natural_images.py")
     parser.add_argument("--no-bart", dest="bart", action="store_false", help="leave BART out")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--data", type=Path, default=data, help="folder of scanner data")
@@ -79,12 +80,15 @@ def _options() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def _methods(kind: str, systems: Iterable[str], bart: Bart | None, *, full: bool) -> Iterator[Method]:
-    from mri_systems import system_methods
+def _methods(kind: str, options: argparse.Namespace, bart: Bart | None) -> Iterator[Method]:
+    from mri_systems import foreign_method, system_methods
 
+    systems: list[str] = options.systems
     if "plain" in systems:
         yield from plain_methods(kind, bart)
-    yield from system_methods(kind, [name for name in systems if name != "plain"], full=full)
+    yield from system_methods(kind, [name for name in systems if name != "plain"], full=options.full)
+    if options.natural:
+        yield foreign_method(options.natural)
 
 
 def _run(work: list[tuple[str, str, Method]], options: argparse.Namespace) -> None:
@@ -147,16 +151,19 @@ def _best(rows: list[dict], kind: str, mask: str) -> list[dict]:
 
 def _table(rows: list[dict], kind: str) -> Table:
     table = Table(
-        "mask", "net R", "method", "PSNR dB", "least", "SSIM", "HFEN", "NRMSE", "NFE", "CPU s", "published dB"
+        "mask", "net R", "method", "PSNR dB", "least", "better", "SSIM", "HFEN", "NRMSE", "NFE", "CPU s", "published dB"
     )
     for mask in MASKS[kind]:
-        for row in _best(rows, kind, mask):
+        best = _best(rows, kind, mask)
+        start = next((row["psnr"] for row in best if row["group"] == "zero-filled"), [])
+        for row in best:
             table.add(
                 mask,
                 f"{row['net']:.2f}",
                 row["method"],
                 f"{fmean(row['psnr']):.2f}",
                 f"{np.min(row['psnr']):.2f}",
+                f"{sum(a > b for a, b in zip(row['psnr'], start, strict=False))}/{len(row['psnr'])}",
                 f"{fmean(row['ssim']):.3f}",
                 f"{fmean(row['hfen']):.2f}",
                 f"{fmean(row['nrmse']):.3f}",
@@ -170,11 +177,12 @@ def _table(rows: list[dict], kind: str) -> Table:
 def _section(rows: list[dict], kind: str) -> str:
     explained = " ".join((__doc__ or "").split("\n\n", 2)[2].split())
     return (
-        f"{_table(rows, kind)}\n\n`benchmarks/mri_quality.py`. {explained} `least`: PSNR of the worst image. NFE: network "
-        "evaluations of each plane. CPU s: processor seconds of one image on one thread, with other work on the machine. "
-        "Published figures are for the mask of that name but for other images, which were in the training set of that "
-        "system, and for the iteration that was nearest to the reference; those for four coils divide each image by its own "
-        "maximum.\n"
+        f"{_table(rows, kind)}\n\n`benchmarks/mri_quality.py`. {explained} `least`: PSNR of the worst image; `better`: images "
+        "that are nearer to the truth than zero-filled. NFE: network evaluations of each plane. CPU s: processor seconds of one "
+        "image on one thread, with other work on the machine. Published figures are for the mask of that name but for other "
+        "images, "
+        "which were in the training set of that system, and for the iteration that was nearest to the reference; those for four "
+        "coils divide each image by its own maximum.\n"
     )
 
 

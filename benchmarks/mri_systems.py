@@ -6,6 +6,7 @@ import collections
 import functools
 from collections.abc import Iterable, Iterator
 
+import msgspec
 from mri_cases import Case, Method
 from scanside.engine.baselines.sense import cg_sense
 from scanside.engine.config import ConfigStore, SystemConfig, Value, with_overrides
@@ -14,7 +15,7 @@ from scanside.engine.samplers.consistency import Measurement
 from scanside.engine.streaming.generative import GenerativeResult, PriorSolver
 from torch import Tensor
 
-__all__ = ["PUBLISHED_EFFORT", "estimates", "system_methods"]
+__all__ = ["PUBLISHED_EFFORT", "estimates", "foreign_method", "system_methods"]
 
 PUBLISHED_EFFORT: dict[str, dict[str, Value]] = {
     "mri/hggdp": {"sampler.steps": 80, "sampler.relaxation": 0.015},
@@ -31,6 +32,8 @@ PUBLISHED_EFFORT: dict[str, dict[str, Value]] = {
     "mri/ebmrec": {"sampler.levels": 300, "sampler.noise_copies": 8},
 }
 """What makes a configuration spend as many network evaluations as its publication."""
+EFFORTS = {"mri/online": (4, 8), "mri/online_undistilled": (4, 8, 20)}
+"""Numbers of network evaluations with which a configuration is run, each a row of its own."""
 
 
 def system_methods(kind: str, names: Iterable[str], *, full: bool) -> Iterator[Method]:
@@ -40,10 +43,22 @@ def system_methods(kind: str, names: Iterable[str], *, full: bool) -> Iterator[M
         config = store.get(name)
         if not ({name, "all"} & set(names)) or config.kind != "mri" or not config.stages or not _fits(config, kind):
             continue
-        yield Method(name, name, functools.partial(_run, config))
+        for count in EFFORTS.get(name, (config.sampler.levels,)):
+            effort = with_overrides(config, {"sampler.levels": count}, source="benchmark")
+            row = f"{name}, {count}" if name in EFFORTS else name
+            yield Method(row, row, functools.partial(_run, effort))
         if full and name in PUBLISHED_EFFORT:
             longer = with_overrides(config, PUBLISHED_EFFORT[name], source="published effort")
             yield Method(f"{name}, as many evaluations as published", f"{name} (long)", functools.partial(_run, longer))
+
+
+def foreign_method(weights: str) -> Method:
+    """The undistilled online system with a prior that was trained on something else."""
+    config = with_overrides(ConfigStore().get("mri/online_undistilled"), {"sampler.levels": 8}, source="benchmark")
+    stage = config.stages[0]
+    stage = msgspec.structs.replace(stage, prior=msgspec.structs.replace(stage.prior, weights=weights))
+    name = "mri/online_undistilled, 8, natural images"
+    return Method(name, name, functools.partial(_run, msgspec.structs.replace(config, stages=(stage,))))
 
 
 def _fits(config: SystemConfig, kind: str) -> bool:

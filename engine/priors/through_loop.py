@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ..config_priors import SamplerConfig, StageConfig, TrainingConfig
-from ..operators.cartesian import Fourier
+from ..operators.cartesian import CartesianSense, Fourier
 from ..samplers.consistency import Measurement
 from ..samplers.loop import make_program
 from .denoiser import Denoiser
@@ -35,28 +35,36 @@ def random_mask(kind: str, shape: tuple[int, int], acceleration: float, generato
     """A random sampling mask (y, x), boolean, with the center at N // 2 and about 1/acceleration of the points.
 
     kind: `cartesian` (whole lines, denser at the center, with a block of calibration lines), `uniform` (every R-th line and the
-    block), `random` (points of variable density with a full center), `radial` (spokes of even angles).
+    block), `random` (points of variable density with a full center), `radial` (spokes of even angles). How steeply the density
+    falls and how large the full center is are random, too.
     """
     y, x = _distances(shape)
-    share = 1 / acceleration
+    share, steep, full, even = 1 / acceleration, *torch.rand(3, generator=generator).tolist()
     if kind == "radial":
-        spokes = max(2, round(share * shape[0] * 1.1))
-        return _spokes(shape, spokes, float(torch.rand(1, generator=generator)))
-    if kind in ("cartesian", "uniform"):
-        lines = torch.linspace(-1, 1, shape[0])
-        block = max(2, round(0.3 * share * shape[0])) if kind == "cartesian" else max(4, round(0.08 * shape[0]))
-        if kind == "uniform":
-            step = max(2, round(acceleration))
-            first = int(torch.randint(0, step, (1,), generator=generator))
-            chosen = (torch.arange(shape[0]) - first) % step == 0
-        else:
-            chosen = _drawn((1 - lines.abs()) ** 2 + 0.05, share - block / shape[0], generator)
-        low = shape[0] // 2 - block // 2
-        chosen[low : low + block] = True
+        return _spokes(shape, max(2, round(share * shape[0] * 1.1)), even)
+    if kind == "uniform":
+        return _every(shape, max(2, round(acceleration)), max(4, round(0.08 * shape[0])), even)
+    if kind == "cartesian":
+        block = max(2, round((0.1 + 0.5 * full) * share * shape[0]))
+        density = (1 - torch.linspace(-1, 1, shape[0]).abs()) ** (1 + 4 * steep) + 0.1 * even
+        chosen = _drawn(density, share - block / shape[0], generator) | _block(shape[0], block)
         return chosen[:, None].expand(shape).clone()
     radius = (y**2 + x**2).sqrt()
-    center = radius < math.sqrt(0.3 * share)
-    return _drawn((1 - radius / math.sqrt(2)) ** 4 + 0.005, share - float(center.float().mean()), generator) | center
+    center = radius < math.sqrt((0.01 + 0.4 * full) * share)
+    density = (1 - radius / math.sqrt(2)) ** (1.5 + 6 * steep) + 0.1 * even**2
+    return _drawn(density, share - float(center.float().mean()), generator) | center
+
+
+def _block(lines: int, count: int) -> Tensor:
+    """The `count` central of all lines."""
+    place = torch.arange(lines) - (lines // 2 - count // 2)
+    return (place >= 0) & (place < count)
+
+
+def _every(shape: tuple[int, int], step: int, block: int, turn: float) -> Tensor:
+    """Every `step`-th line from one that `turn`, from 0 to 1, chooses, and the central ones."""
+    chosen = (torch.arange(shape[0]) - int(turn * step)) % step == 0
+    return (chosen | _block(shape[0], block))[:, None].expand(shape).clone()
 
 
 def _drawn(density: Tensor, share: float, generator: torch.Generator) -> Tensor:
@@ -94,11 +102,13 @@ def simulated_maps(coils: int, shape: tuple[int, int], generator: torch.Generato
 
 
 class LoopTrainer(Trainer):
-    """A `Trainer` whose loss is that of the images after each step of a program, relative to where it started.
+    """A `Trainer` whose loss is of the images after each step of a program: the logarithm of their squared error.
 
-    Steps from half of `sampler.levels` to all, masks, net accelerations 2 to 12, noise up to 2 % and, in `training.coil_share`
-    of the batches, 4 to 12 coils are random;
-    `training.denoising_share` of the batches are plain denoising. `stages` and `sampler` are those of the system.
+    So a factor in the error weighs alike where much and where little is missing; the mean over images is that of PSNR, and what
+    is subtracted, that of the starting image, makes the loss a gain in nepers. Late steps weigh more. Steps from half of
+    `sampler.levels` to all, masks, net accelerations 2 to 12, noise up to 2 % and, in `training.coil_share` of the batches, 4 to
+    12 coils are random; `training.denoising_share` of the batches are plain denoising. `stages` and `sampler` are those of the
+    system. Where training is in half precision the network alone is, never data consistency.
     """
 
     kinds: Sequence[str] = ("cartesian", "uniform", "random", "radial")
@@ -121,21 +131,26 @@ class LoopTrainer(Trainer):
             return super().loss(generator)
         clean = augmented(self.images, self.config, generator)
         truth = torch.complex(clean[:, 0], clean[:, 1])[:, None]
-        if drawn < self.config.denoising_share + self.config.coil_share:
-            measured, start, truth = self._with_coils(truth[0], generator)
-        else:
-            measured, start = self._one_channel(truth, generator)
+        several = drawn < self.config.denoising_share + self.config.coil_share
+        measured, start = (self._with_coils if several else self._one_channel)(truth, generator)
         levels = self.sampler.levels
         drawn_levels = int(torch.randint((levels + 1) // 2, levels + 1, (1,), generator=generator))
         return self._of_run(measured, start, truth, msgspec.structs.replace(self.sampler, levels=drawn_levels))
 
+    def _denoised(self, x: Tensor, sigma: Tensor) -> Tensor:
+        x = x.contiguous(memory_format=torch.channels_last)
+        with torch.autocast("cpu", torch.bfloat16, enabled=self._half):
+            found: Tensor = self.denoiser(x, sigma)
+        return found.float()
+
     def _of_run(self, measured: Measurement, start: Tensor, truth: Tensor, sampler: SamplerConfig) -> Tensor:
-        program = make_program(self.stages, sampler, lambda _: self.denoiser, measured)
-        before = _squares(start - truth).clamp_min(1e-6)
+        program = make_program(self.stages, sampler, lambda _: self._denoised, measured)
+        before, least = _squares(start - truth), 1e-5 * _squares(truth)
         total, weight = torch.zeros(()), 0.0
         for estimate in program.unrolled(start):
             share = (estimate.step / estimate.steps) ** 2
-            total = total + share * (_squares(estimate.image - truth) / before).mean()
+            gained = (_squares(estimate.image - truth) + least) / (before + least)
+            total = total + share * gained.log().mean()
             weight += share
         return total / weight
 
@@ -158,16 +173,16 @@ class LoopTrainer(Trainer):
         data = kspace * mask
         return Measurement(data=data, mask=mask, noise=noise), fourier.H(data)
 
-    def _with_coils(self, truth: Tensor, generator: torch.Generator) -> tuple[Measurement, Tensor, Tensor]:
-        """One image (1, y, x), seen by some coils."""
+    def _with_coils(self, truth: Tensor, generator: torch.Generator) -> tuple[Measurement, Tensor]:
+        """Images (N, 1, y, x), all seen by the same coils through the same mask."""
         shape = (truth.shape[-2], truth.shape[-1])
         maps = simulated_maps(int(torch.randint(4, 13, (1,), generator=generator)), shape, generator)
         mask = self._mask(shape, generator)[None]
-        kspace, noise = self._noisy(Fourier(maps.shape)(maps * truth), generator)
+        kspace, noise = self._noisy(Fourier(maps.shape)(maps * truth[:, None]), generator)
         measured = Measurement(data=kspace * mask, mask=mask, maps=maps, noise=noise)
-        return measured, (maps.conj() * Fourier(maps.shape).H(measured.data)).sum(0), truth
+        return measured, CartesianSense(maps, mask).H(measured.data)
 
 
 def _squares(x: Tensor) -> Tensor:
-    """Mean |x|^2 of each image."""
-    return torch.view_as_real(x).square().flatten(-4 if x.ndim == 3 else 1).mean(-1)
+    """Mean |x|^2 of each image (N, 1, y, x)."""
+    return torch.view_as_real(x).square().flatten(1).mean(-1)

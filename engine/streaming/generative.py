@@ -19,15 +19,25 @@ from ..config import SystemConfig
 from ..errors import ConfigError, RuntimeFailed
 from ..priors.denoiser import DenoiseFunction
 from ..priors.storage import ModelCard, load_weights
-from ..runtimes import ArtefactCache, RuntimeConfig, Selection, Shape, select
+from ..runtimes import (
+    ArtefactCache,
+    GuardedDenoiser,
+    RuntimeConfig,
+    RuntimeStatus,
+    Selection,
+    Shape,
+    select,
+)
 from ..samplers.consistency import Measurement
-from ..samplers.loop import Estimate, Program, make_program
+from ..samplers.loop import Estimate, Program, make_program, run_to_end
 from .results import StageClock
 
 __all__ = ["BRIGHT", "FrameEstimate", "GenerativeResult", "PriorFrames", "PriorSolver"]
 
 BRIGHT = 0.6
 """Where the 99th percentile of |x| lies in the images that priors are trained on, whose maximum is 1."""
+TOGETHER = 8
+"""Planes that a network is given at once, at most: a volume has hundreds."""
 PER_COIL = frozenset({"hard", "replace"})
 """Kinds of data consistency whose state are the images of the coils, not their combination."""
 
@@ -66,6 +76,23 @@ def _selected(name: str, shape: Shape, options: RuntimeConfig) -> Selection:
     return select(_weights(name)[0], shape, options, cache=ArtefactCache())
 
 
+class _InParts:
+    """A denoiser of a few planes that is given many, (N, C, H, W): as many at a time as it takes."""
+
+    def __init__(self, denoiser: GuardedDenoiser) -> None:
+        self._denoiser = denoiser
+
+    @property
+    def status(self) -> RuntimeStatus:
+        """What runs it."""
+        return self._denoiser.status
+
+    def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
+        count = self._denoiser.shape.batch
+        parts = zip(x.split(count), sigma.split(count), strict=True)
+        return torch.cat([self._denoiser(*part) for part in parts])
+
+
 class PriorSolver:
     """Runs the stage program of a configuration on one frame after the other.
 
@@ -85,15 +112,21 @@ class PriorSolver:
         """Choose what runs the networks, before data comes."""
         for stage in self.config.stages:
             self._denoiser(stage.prior.weights)
+            if self.config.output.posterior_samples > 1:
+                self._denoiser(stage.prior.weights, self.config.output.posterior_samples)
 
-    def _denoiser(self, name: str) -> DenoiseFunction:
-        """By its weights. What the transforms of a stage make of an image need not have its shape; then torch runs it."""
+    def _denoiser(self, name: str, copies: int = 1) -> DenoiseFunction:
+        """By its weights, for `copies` images at once. What the transforms of a stage make of an image need not have its
+        shape; then torch runs it."""
         stage = next(stage for stage in self.config.stages if stage.prior.weights == name)
         if stage.transform.kind != "image" or stage.transform.split:
             module: DenoiseFunction = _weights(name)[0]
             return module
-        shape = Shape(self._planes, self.cards[name].network.channels, *self._matrix[1:])
-        return _selected(name, shape, self.config.runtime).denoiser
+        planes = copies * self._planes
+        together = max(count for count in range(1, TOGETHER + 1) if planes % count == 0)
+        shape = Shape(together, self.cards[name].network.channels, *self._matrix[1:])
+        denoiser = _selected(name, shape, self.config.runtime).denoiser
+        return denoiser if together == planes else _InParts(denoiser)
 
     def solve(
         self, measured: Measurement, plain: Tensor, *, where: int = 0, deadline: float | None = None
@@ -121,8 +154,9 @@ class PriorSolver:
             if done:
                 if self.config.reconstruction.warm_start:
                     self._before[where] = estimate.image.clone()
-                if self.config.output.posterior_samples > 1 and not late:
-                    result = self._with_samples(program, start, scale, result)
+                count = self.config.output.posterior_samples
+                if count > 1 and (deadline is None or now + count * (now - begun) < deadline):
+                    result = self._with_samples(scaled, start, scale, result)
             yield result
             if done:
                 return
@@ -139,20 +173,17 @@ class PriorSolver:
         return consistency.operator.H(consistency.measured.data)
 
     def _with_samples(
-        self, program: Program, start: Tensor, scale: float, result: GenerativeResult
+        self, scaled: Measurement, start: Tensor, scale: float, result: GenerativeResult
     ) -> GenerativeResult:
-        """Mean and standard deviation over runs that begin with noise of the first level of their own."""
-        count, sigma = self.config.output.posterior_samples, self.config.sampler.sigma[0]
-        images = []
-        for seed in range(count):
-            generator = torch.Generator().manual_seed(seed)
-            parts = torch.randn(2, *start.shape, generator=generator)
-            for estimate in program.run(start + sigma * torch.complex(parts[0], parts[1]), seed=seed):
-                last = estimate
-            images.append(self._combined(last.image) * scale)
-        stack = torch.stack(images)
-        mean = stack.mean(0)
-        deviation = (stack - mean).abs().square().mean(0).mul_(count / (count - 1)).sqrt_()
+        """Mean and standard deviation over runs, side by side, that begin with noise of the first level of their own."""
+        count, sampler = self.config.output.posterior_samples, self.config.sampler
+        generator = torch.Generator().manual_seed(sampler.seed)
+        parts = torch.randn(2, count, *start.shape, generator=generator)
+        program = make_program(self.config.stages, sampler, functools.partial(self._denoiser, copies=count), scaled)
+        last = run_to_end(program, start + sampler.sigma[0] * torch.complex(parts[0], parts[1]))
+        images = self._combined(last.image) * scale
+        mean = images.mean(0)
+        deviation = (images - mean).abs().square().sum(0).div_(count - 1).sqrt_()
         evaluations = result.evaluations + count * last.evaluations
         return msgspec.structs.replace(result, image=mean, deviation=deviation, samples=count, evaluations=evaluations)
 
@@ -204,22 +235,31 @@ class FrameEstimate(msgspec.Struct, frozen=True, kw_only=True, eq=False):
 
 
 class PriorFrames:
-    """A `PriorSolver` that always has an image: the plain one where weights or runtimes fail, marked."""
+    """A `PriorSolver` that always has an image: the plain one where weights or runtimes fail, marked.
 
-    def __init__(self, config: SystemConfig, matrix: tuple[int, int, int], coils: int) -> None:
-        self.config = config
-        self._solver: PriorSolver | None = None
+    needed: whether the scan will surely need it, so that it is loaded at once; else with the first frame that does.
+    """
+
+    def __init__(self, config: SystemConfig, matrix: tuple[int, int, int], coils: int, *, needed: bool = True) -> None:
+        self.config, self._size = config, (matrix, coils)
+        self._known: PriorSolver | None = None
         self._why = ""
-        try:
-            self._solver = PriorSolver(config, matrix, coils)
-        except (ConfigError, RuntimeFailed) as error:
-            self._why = str(error)
+        if needed:
+            self._load()
+
+    def _load(self) -> PriorSolver | None:
+        if self._known is None and not self._why:
+            try:
+                self._known = PriorSolver(self.config, *self._size)
+            except (ConfigError, RuntimeFailed) as error:
+                self._why = str(error)
+        return self._known
 
     def run(
         self, measured: Measurement, plain: Tensor, *, where: int, received: float, clock: StageClock
     ) -> Iterator[FrameEstimate]:
         """Yield previews, if they are wanted, then the image. received: when the last readout came, monotonic."""
-        solver, wanted = self._solver, self.config.reconstruction.deadline_ms
+        solver, wanted = self._load(), self.config.reconstruction.deadline_ms
         if solver is None:
             said = {"scanside_prior_unavailable": [self._why[:500]]}
             yield FrameEstimate(image=plain, method="", reason="no_weights", provenance=said)

@@ -63,7 +63,9 @@ class CartesianReconstructor:
         self._uniform: dict[int, tuple[Lattice, UniformSense]] = {}
         self._grappa: dict[int, tuple[tuple[int, int], Grappa]] = {}
         matrix = (layout.depth, layout.height, layout.width)
-        self._prior = PriorFrames(config, matrix, lane.coils) if config.reconstruction.method == "prior" else None
+        self._prior: PriorFrames | None = None
+        if config.reconstruction.method == "prior":
+            self._prior = PriorFrames(config, matrix, lane.coils, needed=self._undersampled)
 
     @property
     def heavy(self) -> bool:

@@ -266,7 +266,7 @@ def test_training_through_the_loop_brings_images_nearer_to_the_truth() -> None:
     before = loss()
     for _ in range(150):
         training.step()
-    assert loss() < 0.9 * before
+    assert loss() < before - 0.2  # nepers: the error is less by a fifth
 
 
 def test_gradients_through_the_proximal_point_of_coils_are_right() -> None:
@@ -284,4 +284,17 @@ def test_plain_denoising_is_part_of_it() -> None:
     plain, through = loop_trainer(denoising_share=1.0), loop_trainer(coil_share=0.0)
     torch.manual_seed(0)
     assert plain.step() == pytest.approx(trainer().step(), rel=0.5)
-    assert through.step() == pytest.approx(1.0, abs=0.5)
+    assert through.step() == pytest.approx(0.0, abs=0.5)  # a new network gains nothing
+
+
+def test_half_precision_of_the_network_alone_keeps_the_gradient() -> None:
+    """Of the loss through three steps, with a network that does something."""
+    gradients = []
+    for precision in ("float32", "bfloat16"):
+        training = loop_trainer(precision=precision)
+        with_weights(training.denoiser.network)
+        training.loss(torch.Generator().manual_seed(5)).backward()
+        gradients.append(torch.cat([p.grad.flatten() for p in training.denoiser.parameters()]))
+    exact, half = gradients
+    assert torch.nn.functional.cosine_similarity(exact, half, dim=0) > 0.99
+    assert float(half.norm() / exact.norm()) == pytest.approx(1, abs=0.05)

@@ -7,10 +7,17 @@ from importlib import resources
 
 import numpy as np
 import pytest
+import torch
 from scanside.engine.config import SystemConfig, read_config
 from scanside.engine.messages import EndOfScan, Event, FrameStats, Image
 from scanside.engine.priors import weights
+from scanside.engine.priors.storage import load_weights
+from scanside.engine.priors.through_loop import simulated_maps
+from scanside.engine.samplers.consistency import Measurement
+from scanside.engine.samplers.loop import make_program, run_to_end
 from scanside.engine.simulation.scan import SimulatedScan, simulate_scan
+from scanside.engine.streaming import generative
+from scanside.engine.streaming.generative import PriorSolver
 from scanside.engine.streaming.session import DEVIATIONS, IMAGES, ORIGINALS, PREVIEWS, Session
 
 SYSTEM = """
@@ -23,6 +30,7 @@ method = "prior"
 levels = 3
 [runtime]
 runtime = "torch"
+precision = "float32"
 [[stages]]
 prior = {{ weights = "{weights}" }}
 """
@@ -98,6 +106,41 @@ def test_samples_give_a_mean_and_a_standard_deviation(scan: SimulatedScan) -> No
     assert image.meta["scanside_samples"] == ["4"]
     assert deviation.pixels.shape == image.pixels.shape
     assert 0 < float(deviation.pixels.mean()) < float(image.pixels.mean())
+    assert image.meta["scanside_network_evaluations"] == [str(3 + 4 * 3)]
+
+
+def test_samples_side_by_side_are_those_one_by_one() -> None:
+    """Of data consistency and network alike: no member of the batch sees another."""
+    maps = simulated_maps(4, (32, 32), torch.Generator().manual_seed(0))
+    mask = torch.rand(1, 32, 32, generator=torch.Generator().manual_seed(1)) < 0.4
+    measured = Measurement(
+        data=torch.randn(4, 1, 32, 32, dtype=torch.complex64) * mask, mask=mask, maps=maps, noise=0.1
+    )
+    config, denoiser = system(), load_weights("mri_online")[0]
+    program = make_program(config.stages, config.sampler, lambda _: denoiser, measured)
+    starts = torch.randn(3, 1, 32, 32, dtype=torch.complex64)
+    together = run_to_end(program, starts).image
+    alone = torch.stack([run_to_end(program, start).image for start in starts])
+    torch.testing.assert_close(together, alone, rtol=1e-3, atol=1e-4)
+
+
+def test_a_volume_goes_through_a_few_planes_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    maps = simulated_maps(3, (32, 32), torch.Generator().manual_seed(0)).expand(3, 12, 32, 32)
+    mask = torch.rand(32, 32, generator=torch.Generator().manual_seed(1)) < 0.4
+    measured = Measurement(data=torch.randn(3, 12, 32, 32, dtype=torch.complex64) * mask, mask=mask, maps=maps)
+    plain = torch.randn(12, 32, 32, dtype=torch.complex64)
+    found = []
+    for together in (12, 5):
+        monkeypatch.setattr(generative, "TOGETHER", together)
+        *_, last = PriorSolver(system(), (12, 32, 32), 3).solve(measured, plain)
+        found.append(last.image)
+    torch.testing.assert_close(*found, rtol=1e-3, atol=1e-4)
+
+
+def test_samples_are_left_out_where_they_would_come_too_late(scan: SimulatedScan) -> None:
+    found = events(scan, system(output="posterior_samples = 64", reconstruction="deadline_ms = 100"))
+    assert only(found, IMAGES).meta["scanside_samples"] == ["1"]
+    assert not images(found, DEVIATIONS)
 
 
 def test_at_the_deadline_the_best_so_far_goes_out_and_says_so(scan: SimulatedScan) -> None:
