@@ -195,4 +195,6 @@ class TrainingConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     """Through the loop: share of the batches that are plain denoising."""
     coil_share: Share = 0.2
     """Through the loop: share of the batches with several coils."""
+    loop_steps: tuple[Count, Count] = (4, 8)
+    """Through the loop: fewest and most steps of a run, whatever `sampler.levels` says."""
     seed: int = 0

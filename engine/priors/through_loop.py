@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from ..config_priors import SamplerConfig, StageConfig, TrainingConfig
+from ..errors import ConfigError
 from ..operators.cartesian import CartesianSense, Fourier
 from ..samplers.consistency import Measurement
 from ..samplers.loop import make_program
@@ -105,8 +106,8 @@ class LoopTrainer(Trainer):
     """A `Trainer` whose loss is of the images after each step of a program: the logarithm of their squared error.
 
     So a factor in the error weighs alike where much and where little is missing; the mean over images is that of PSNR, and what
-    is subtracted, that of the starting image, makes the loss a gain in nepers. Late steps weigh more. Steps from half of
-    `sampler.levels` to all, masks, net accelerations 2 to 12, noise up to 2 % and, in `training.coil_share` of the batches, 4 to
+    is subtracted, that of the starting image, makes the loss a gain in nepers. Late steps weigh more. The number of steps
+    (`training.loop_steps`), masks, net accelerations 2 to 12, noise up to 2 % and, in `training.coil_share` of the batches, 4 to
     12 coils are random; `training.denoising_share` of the batches are plain denoising. `stages` and `sampler` are those of the
     system. Where training is in half precision the network alone is, never data consistency.
     """
@@ -123,6 +124,8 @@ class LoopTrainer(Trainer):
     ) -> None:
         super().__init__(denoiser, images, config)
         self.stages, self.sampler = stages, sampler
+        if config.loop_steps[0] > config.loop_steps[1]:
+            raise ConfigError(f"training.loop_steps = {list(config.loop_steps)}: the first must not exceed the second")
 
     def loss(self, generator: torch.Generator) -> Tensor:
         """Of one batch."""
@@ -133,9 +136,9 @@ class LoopTrainer(Trainer):
         truth = torch.complex(clean[:, 0], clean[:, 1])[:, None]
         several = drawn < self.config.denoising_share + self.config.coil_share
         measured, start = (self._with_coils if several else self._one_channel)(truth, generator)
-        levels = self.sampler.levels
-        drawn_levels = int(torch.randint((levels + 1) // 2, levels + 1, (1,), generator=generator))
-        return self._of_run(measured, start, truth, msgspec.structs.replace(self.sampler, levels=drawn_levels))
+        fewest, most = self.config.loop_steps
+        levels = int(torch.randint(fewest, most + 1, (1,), generator=generator))
+        return self._of_run(measured, start, truth, msgspec.structs.replace(self.sampler, levels=levels))
 
     def _denoised(self, x: Tensor, sigma: Tensor) -> Tensor:
         x = x.contiguous(memory_format=torch.channels_last)

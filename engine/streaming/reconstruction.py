@@ -70,7 +70,8 @@ class CartesianReconstructor:
     @property
     def heavy(self) -> bool:
         """Whether a frame is work enough for several processor threads."""
-        return self.config.reconstruction.method in HEAVY
+        method = self.config.reconstruction.method
+        return method in HEAVY and (method != "prior" or self._undersampled)
 
     def look_ahead(self, key: FrameKey) -> None:
         """Estimate the coil maps of a slice as soon as its calibration lines are in, while the scan goes on."""
@@ -183,7 +184,7 @@ class CartesianReconstructor:
             frame.compress(self.lane.compression.matrix)
         sampling = self._sampling(frame.mask)
         method = self._choose(sampling)
-        generative = self._prior is not None and not plain and not sampling.full
+        generative = self._prior is not None and not plain and not sampling.full and method in NEEDS_MAPS
         if method in NEEDS_MAPS:
             with clock.stage("coil_maps"):
                 found = self._ensure_maps(frame, key)
@@ -193,11 +194,9 @@ class CartesianReconstructor:
             method, reason = "zero_filled", reason or "no_calibration"
         with clock.stage("reconstruction"):
             image = self._solve(method, frame, sampling, key)
-        if self._prior is not None and generative:
-            if method in NEEDS_MAPS:
-                yield from self._generated(image, frame, sampling, closed, clock, reason)
-                return
-            reason = reason or "no_calibration"
+        if generative and method in NEEDS_MAPS:
+            yield from self._generated(image, frame, sampling, closed, clock, reason)
+            return
         with clock.stage("finish"):
             if image.is_complex():
                 image = self._resized(self._filled(image, sampling))

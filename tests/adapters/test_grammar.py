@@ -168,7 +168,7 @@ def test_a_fixed_dialect_is_not_guessed() -> None:
 
 def test_a_noise_session_knows_which_measurement_it_asks_for() -> None:
     (begin,) = reactions(grammar(), mrd.encode_config_text(NOISE_CHAIN))
-    assert begin == Begin("mri/cartesian", {}, Role.NOISE, "scan_7")
+    assert begin == Begin("mri/online", {}, Role.NOISE, "scan_7")
     (by_name,) = reactions(grammar(), mrd.encode_config_file("gtquery.xml"))
     assert isinstance(by_name, Begin)
     assert by_name.role is Role.NOISE
@@ -190,7 +190,7 @@ def test_the_configuration_text_says_what_a_session_is_for(text: str, role: Role
     (begin,) = reactions(grammar(), mrd.encode_config_text(text))
     assert isinstance(begin, Begin)
     assert begin.role is role
-    assert begin.config == ("mri/sense" if "sense" in text else "mri/cartesian")
+    assert begin.config == ("mri/sense" if "sense" in text else "mri/online")
 
 
 def test_properties_with_a_dot_are_ours_and_checked() -> None:

@@ -99,7 +99,7 @@ def test_parameters_choose_another_configuration_before_data() -> None:
     (image,) = play(scan(), HEADER, text, LINES).images
     assert image.meta["ImageProcessingHistory"] == ["SCANSIDE", "mri/grappa"]
     (late,) = play(scan(), HEADER, LINES[: len(LINES) // 2], text, LINES[len(LINES) // 2 :]).images
-    assert late.meta["ImageProcessingHistory"] == ["SCANSIDE", "mri/cartesian"]
+    assert late.meta["ImageProcessingHistory"] == ["SCANSIDE", "mri/online"]
 
 
 def test_without_a_header_images_pass_and_readouts_do_not() -> None:

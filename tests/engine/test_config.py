@@ -167,7 +167,7 @@ def test_shipped_configurations_are_found_by_all_their_names() -> None:
         assert config.name == name
         for alias in (name.partition("/")[2], *config.aliases):
             assert store.get(alias) is config
-    assert store.get("default").name == store.get("openrecon").name == "mri/cartesian"
+    assert store.get("default").name == store.get("openrecon").name == "mri/online"
 
 
 @pytest.mark.parametrize(
@@ -193,7 +193,7 @@ def test_a_folder_adds_replaces_and_redirects(tmp_path: Path) -> None:
     assert set(store.names()) == {*shipped.names(), "mri/mine", "pat/das"}
     assert store.get("default").name == store.get("sense").name == "mri/mine"
     assert store.get("mri/sense").name == "mri/sense"
-    assert store.get("openrecon").name == "mri/cartesian"
+    assert store.get("openrecon").name == "mri/online"
     assert store.get("das").name == "pat/das"
     assert store.get("grappa").reconstruction.iterations == 3
     assert store.get("grappa").reconstruction.method == "auto"

@@ -249,7 +249,9 @@ def test_simulated_coils_see_everything_together() -> None:
 
 def loop_trainer(**change: object) -> LoopTrainer:
     torch.manual_seed(0)
-    config = msgspec.structs.replace(BASE, **{"denoising_share": 0.0, "coil_share": 0.3, **change})
+    config = msgspec.structs.replace(
+        BASE, **{"denoising_share": 0.0, "coil_share": 0.3, "loop_steps": (2, 3), **change}
+    )
     denoiser = Denoiser.of_size(SMALL, precondition="edm", sigma_data=0.3)
     return LoopTrainer(denoiser, bells(), config, [StageConfig()], SamplerConfig(levels=3, sigma=(0.2, 0.02)))
 
@@ -285,6 +287,11 @@ def test_plain_denoising_is_part_of_it() -> None:
     torch.manual_seed(0)
     assert plain.step() == pytest.approx(trainer().step(), rel=0.5)
     assert through.step() == pytest.approx(0.0, abs=0.5)  # a new network gains nothing
+
+
+def test_a_range_of_steps_that_is_none() -> None:
+    with pytest.raises(ConfigError, match="loop_steps"):
+        loop_trainer(loop_steps=(5, 3))
 
 
 def test_half_precision_of_the_network_alone_keeps_the_gradient() -> None:
