@@ -55,7 +55,9 @@ def main() -> None:
         with LocalServer(["--configs", folder]) as server:
             port = server.wait_ready()
             for name, overrides in _cases(options):
-                _play(port, _scan(1), name, overrides, 0.0)  # the first session of a process chooses what runs the network
+                _play(
+                    port, _scan(1), name, overrides, 0.0
+                )  # the first session of a process chooses what runs the network
                 for where, streamed in scans.items():
                     images = _play(port, streamed, name, overrides, options.interval / 1e3)
                     table.add(name if name == PLAIN else SYSTEM, where, *_figures(images))
