@@ -89,7 +89,7 @@ class _InParts:
 
     def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
         count = self._denoiser.shape.batch
-        parts = zip(x.split(count), sigma.split(count), strict=True)
+        parts = zip(torch.split(x, count), torch.split(sigma, count), strict=True)
         return torch.cat([self._denoiser(*part) for part in parts])
 
 
