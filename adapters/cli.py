@@ -347,12 +347,16 @@ def run(
         "scanside train mri/online --data images -o my-prior",
         "scanside train mine.toml --data scans -P training.steps=5000 -P network.blocks=2",
         "scanside train mri/online --data images -o my-prior --through-loop --weights base.safetensors",
+        "scanside train pat/online -o my-prior -P training.scenes=800",
     )
 )
 def train(
     config: Annotated[str, typer.Argument(help="Name of a configuration, or a TOML file.")],
     *,
-    data: Annotated[Path, typer.Option("--data", metavar="DIR", help="Folder of npz, ISMRMRD or NIfTI files.")],
+    data: Annotated[
+        Path | None,
+        typer.Option("--data", metavar="DIR", help="Folder of npz, ISMRMRD or NIfTI files; for MRI only."),
+    ] = None,
     out: Annotated[
         Path, typer.Option("-o", "--output", metavar="DIR", help="Folder for weights; a run in it is taken up again.")
     ] = Path("scanside-training"),
@@ -369,7 +373,7 @@ def train(
     save_every: Annotated[int, typer.Option(min=1, help="Steps between checkpoints.")] = 500,
     threads: Annotated[int, typer.Option(min=0, help="Processor threads; 0: all cores.")] = 0,
 ) -> None:
-    """Train a prior on a folder of images; stop and take up again at any time."""
+    """Train a prior on a folder of images, or on simulated photoacoustic scenes; stop and take up again at any time."""
     from .commands.output import pairs
     from .commands.train import TrainOptions, run_training
 

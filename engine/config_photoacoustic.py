@@ -33,6 +33,8 @@ class PhotoacousticConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=Tru
     """Shots averaged for one image; 0: as many as the stream says."""
     autofocus: Literal["off", "delay", "speed_of_sound"] = "off"
     """Search the sharpest image of the first shot over the delay, or over the speed of sound."""
+    transducer: tuple[Frequency, Frequency] = (0.0, 0.0)
+    """Center in Hz and full width at half of the amplitude in percent, for systems that undo it; all 0: not known."""
     unmix: bool = True
     """Unmix oxy- and deoxyhaemoglobin when there are two wavelengths or more."""
     frame_deadline_s: Annotated[float, msgspec.Meta(gt=0)] = 0.04

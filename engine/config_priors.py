@@ -90,10 +90,10 @@ class PriorConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
 class DataConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """How the estimate is brought into agreement with what was measured."""
 
-    kind: Literal["none", "hard", "sense", "proximal", "gradient", "replace"] = "proximal"
+    kind: Literal["none", "hard", "sense", "proximal", "gradient", "replace", "deconvolve"] = "proximal"
     """`hard`: measured k-space of each coil takes its place; `sense`: the same with coil maps round it; `proximal`: the
     regularized least-squares image next to the estimate, in closed form where there is one, else by conjugate gradients;
-    `replace`: measured rows of a state that is data itself."""
+    `replace`: measured rows of a state that is data itself; `deconvolve`: those rows were seen through a transducer."""
     iterations: Count = 4
     """Of conjugate gradients."""
     weight: Amount = 1.0
@@ -115,8 +115,9 @@ class ConstraintConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, 
 class TransformConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """The domain of a prior."""
 
-    kind: Literal["image", "haar", "kspace", "kspace_haar"] = "image"
-    """The image; its undecimated Haar bands; weighted k-space without its center; Haar bands of k-space."""
+    kind: Literal["image", "haar", "kspace", "kspace_haar", "arc"] = "image"
+    """The image; its undecimated Haar bands; weighted k-space without its center; Haar bands of k-space; the signals of a ring
+    without the third of it that is furthest from what was measured."""
     copies: Annotated[int, msgspec.Meta(ge=1, le=16)] = 1
     """How often the channels are repeated."""
     split: bool = False
@@ -148,6 +149,8 @@ class NetworkConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
 
     channels: Annotated[int, msgspec.Meta(ge=1, le=1024)] = 2
     """Planes of the image: 2 for real and imaginary part."""
+    conditions: Annotated[int, msgspec.Meta(ge=0, le=64)] = 0
+    """Further planes that the network is shown and does not change, after those of the image."""
     widths: tuple[Width, ...] = (32, 64, 128)
     """Features at each resolution, from fine to coarse."""
     blocks: Annotated[int, msgspec.Meta(ge=1, le=16)] = 2
@@ -197,4 +200,6 @@ class TrainingConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     """Through the loop: share of the batches with several coils."""
     loop_steps: tuple[Count, Count] = (4, 8)
     """Through the loop: fewest and most steps of a run, whatever `sampler.levels` says."""
+    scenes: Annotated[int, msgspec.Meta(ge=2, le=100000)] = 800
+    """Photoacoustics: simulated scenes to train on."""
     seed: int = 0

@@ -1,11 +1,13 @@
-"""`scanside train`: a prior from a folder of images, as weights with a model card."""
+"""`scanside train`: a prior from a folder of images, or from simulated photoacoustic scenes, as weights with a model card."""
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -19,9 +21,12 @@ from scanside.adapters.process import tune_process
 from scanside.engine.config import ConfigStore, SystemConfig, read_config, with_overrides
 from scanside.engine.errors import ConfigError
 from scanside.engine.priors.denoiser import Denoiser
+from scanside.engine.priors.photoacoustic_training import PhotoacousticTrainer, simulate
 from scanside.engine.priors.storage import ModelCard, load_weights, read_checkpoint, save_weights, write_whole
 from scanside.engine.priors.through_loop import LoopTrainer
 from scanside.engine.priors.training import Trainer, validation_errors
+from scanside.engine.samplers.photoacoustic import LEVEL, domain_of
+from scanside.engine.simulation.photoacoustic_scenes import Recorded
 from torch import Tensor
 
 from .output import console, progress_bar
@@ -37,7 +42,8 @@ class TrainOptions(msgspec.Struct, frozen=True, kw_only=True):
     """What to train, on what, and where to put it."""
 
     config: str
-    data: Path
+    data: Path | None = None
+    """Folder of images; None for photoacoustics, whose scenes are simulated."""
     out: Path = Path("scanside-training")
     name: str = "prior"
     overrides: dict[str, str] = {}
@@ -54,7 +60,7 @@ class TrainOptions(msgspec.Struct, frozen=True, kw_only=True):
 class _Run:
     """One training in its folder: checkpoint, weights, card, pictures."""
 
-    def __init__(self, options: TrainOptions, config: SystemConfig, images: list[Tensor], where: Console) -> None:
+    def __init__(self, options: TrainOptions, config: SystemConfig, images: Sequence[Any], where: Console) -> None:
         self.options, self.config, self.console = options, config, where
         kept = min(len(images) - 1, max(1, round(options.held_out * len(images)))) if options.held_out else 0
         self.images, self.validation = images[: len(images) - kept], images[len(images) - kept :]
@@ -69,9 +75,11 @@ class _Run:
         torch.manual_seed(settings.seed)
         denoiser = load_weights(self.options.weights)[0] if self.options.weights else None
         if denoiser is None:
-            spread = statistics.fmean(float(image.float().square().mean()) for image in self.images[:200]) ** 0.5
-            denoiser = Denoiser.of_size(config.network, precondition=settings.precondition, sigma_data=round(spread, 4))
+            spread = LEVEL if config.kind == "pat" else _spread(self.images)
+            denoiser = Denoiser.of_size(config.network, precondition=settings.precondition, sigma_data=spread)
         denoiser.train().requires_grad_(requires_grad=True)
+        if config.kind == "pat":
+            return PhotoacousticTrainer(denoiser, self.images, settings, config.stages, config.sampler)
         if self.options.through_loop:
             return LoopTrainer(denoiser, self.images, settings, config.stages, config.sampler)
         return Trainer(denoiser, self.images, settings, config.stages[0].transform if config.stages else None)
@@ -97,14 +105,14 @@ class _Run:
         write_whole(self.checkpoint, written_tensors(self.trainer.state()))
         averaged = self.trainer.averaged()
         card = save_weights(self.options.out / f"{self.options.name}.safetensors", averaged, self._card(averaged))
-        if self.validation and self.trainer.embed is None:
+        if self.validation and self.trainer.embed is None and self.config.kind == "mri":
             self._picture(averaged)
         return card
 
     def _card(self, averaged: Denoiser) -> ModelCard:
         settings, some = self.config.training, self.validation[:4]
         metrics = {}
-        if some and self.trainer.embed is None:
+        if some and self.trainer.embed is None and self.config.kind == "mri":
             found = {
                 sigma: [validation_errors(averaged, image[None], (sigma,))[sigma] for image in some]
                 for sigma in _SIGMAS
@@ -117,15 +125,15 @@ class _Run:
             precondition=averaged.precondition,
             sigma_data=averaged.sigma_data,
             sigma=settings.sigma,
-            transform=self.config.stages[0].transform.kind if self.config.stages else "image",
-            data=self.options.data.name,
+            transform=_domain(self.config),
+            data=self.options.data.name if self.options.data else "simulated scenes: vessels, discs, tissue",
             subjects=f"all but the last {len(self.validation)} images",
             images=len(self.images),
             steps=self.trainer.done,
             batch=settings.batch,
             seed=settings.seed,
             loss=settings.loss,
-            through_loop=self.options.through_loop,
+            through_loop=self.options.through_loop or self.config.kind == "pat",
             metrics=metrics,
         )
 
@@ -138,6 +146,25 @@ class _Run:
             found = averaged(noisy[None], torch.tensor([_SHOWN]))[0]
         shown = [np.hypot(*image.numpy()) for image in (clean, noisy, found)]
         write_png(self.options.out / "sample.png", np.concatenate(shown, axis=1), (0.0, float(shown[0].max())))
+
+
+def _domain(config: SystemConfig) -> str:
+    if config.kind == "pat":
+        return domain_of(config.stages)
+    return config.stages[0].transform.kind if config.stages else "image"
+
+
+def _spread(images: Sequence[Tensor]) -> float:
+    mean = statistics.fmean(float(image.float().square().mean()) for image in images[:200])
+    return round(math.sqrt(mean), 4)
+
+
+def _scenes(config: SystemConfig, where: Console) -> list[Recorded]:
+    """Simulated scenes; takes about 50 ms each."""
+    count, domain = config.training.scenes, domain_of(config.stages)
+    with progress_bar(where, "scenes") as progress:
+        made = simulate(count, config.training.seed, domain)
+        return list(progress.track(made, total=count, description=f"simulating {config.name}"))
 
 
 def _config(options: TrainOptions) -> SystemConfig:
@@ -160,7 +187,20 @@ def run_training(options: TrainOptions) -> int:
     config, where = _config(options), console(stderr=True)
     if options.threads:
         torch.set_num_threads(options.threads)
-    images = read_training_images(options.data, lambda line: where.print(line, markup=False))
+    if config.kind == "pat":
+        if options.data is not None:
+            raise ConfigError(
+                f"{config.name} trains on simulated scenes; leave --data out, and say how many: -P training.scenes=800"
+            )
+        if not config.stages:
+            raise ConfigError(
+                f"{config.name} has no [[stages]], so there is no prior to train; one that has: pat/online"
+            )
+        images: Sequence[Any] = _scenes(config, where)
+    elif options.data is None:
+        raise ConfigError(f"{config.name} trains on images; give their folder with --data")
+    else:
+        images = read_training_images(options.data, lambda line: where.print(line, markup=False))
     options.out.mkdir(parents=True, exist_ok=True)
     run = _Run(options, config, images, where)
     where.print(f"{len(run.images)} images to train on, {len(run.validation)} kept for validation")

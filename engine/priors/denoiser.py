@@ -29,6 +29,7 @@ class Denoiser(nn.Module):
     `edm`: the coefficients of Karras et al. 2022, table 1, for data of standard deviation `sigma_data`; the plane holds
     ln(sigma) / 4. `homogeneous`: c_skip = c_out = c_in = 1 and the plane holds sigma, so that with a homogeneous network
     D(a x; a sigma) = a D(x; sigma): the scale of an image needs not be known, only its noise level.
+    Where the network has conditions, they follow the planes of the image in x and are not part of what comes out.
     """
 
     def __init__(
@@ -38,6 +39,7 @@ class Denoiser(nn.Module):
         self.network, self.precondition, self.sigma_data = network, precondition, sigma_data
         config = getattr(network, "config", None)
         self.multiple = config.multiple if isinstance(config, NetworkConfig) else 1
+        self.conditions = config.conditions if isinstance(config, NetworkConfig) else 0
 
     @classmethod
     def of_size(
@@ -47,7 +49,10 @@ class Denoiser(nn.Module):
         return cls(UNet(config), precondition=precondition, sigma_data=sigma_data)
 
     def forward(self, x: Tensor, sigma: Tensor) -> Tensor:
-        """Images (N, C, H, W) with noise of standard deviation sigma (N,) per plane -> their denoised mean, same shape."""
+        """Images (N, C, H, W) with noise of standard deviation sigma (N,) per plane -> their denoised mean, same shape.
+
+        With K conditions: (N, C + K, H, W) -> (N, C, H, W).
+        """
         height, width = x.shape[-2:]
         sigma = sigma.reshape(-1, 1, 1, 1)
         padded = _padded(x, self.multiple)
@@ -55,12 +60,15 @@ class Denoiser(nn.Module):
         return out[..., :height, :width]
 
     def _homogeneous(self, x: Tensor, sigma: Tensor) -> Tensor:
-        return x + cast(Tensor, self.network(_with_plane(x, sigma)))
+        return self._image(x) + cast(Tensor, self.network(_with_plane(x, sigma)))
+
+    def _image(self, x: Tensor) -> Tensor:
+        return x[:, : x.shape[1] - self.conditions]
 
     def _edm(self, x: Tensor, sigma: Tensor) -> Tensor:
         total = (sigma**2 + self.sigma_data**2).sqrt()
         inner: Tensor = self.network(_with_plane(x / total, sigma.log() / 4))
-        return (self.sigma_data / total) ** 2 * x + sigma * self.sigma_data / total * inner
+        return (self.sigma_data / total) ** 2 * self._image(x) + sigma * self.sigma_data / total * inner
 
 
 def _padded(x: Tensor, multiple: int) -> Tensor:

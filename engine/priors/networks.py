@@ -36,7 +36,7 @@ def _blocks(width: int, count: int) -> nn.Sequential:
 
 
 class UNet(nn.Module):
-    """(N, C + 1, H, W) -> (N, C, H, W): the image with a plane of the noise level, to whatever it was trained to give.
+    """(N, C + K + 1, H, W) -> (N, C, H, W): the image, K conditions and a plane of the noise level, to what it was trained for.
 
     H and W are multiples of `config.multiple`. The last layer starts at zero, so that a new network gives zeros.
     """
@@ -45,7 +45,7 @@ class UNet(nn.Module):
         super().__init__()
         self.config = config
         widths, area = config.widths, config.shuffle**2
-        self.head = nn.Conv2d((config.channels + 1) * area, widths[0], 3, padding=1, bias=False)
+        self.head = nn.Conv2d((config.channels + config.conditions + 1) * area, widths[0], 3, padding=1, bias=False)
         self.down = nn.ModuleList(_blocks(w, config.blocks) for w in widths[:-1])
         self.reduce = nn.ModuleList(nn.Conv2d(a, b, 2, stride=2, bias=False) for a, b in pairwise(widths))
         self.body = _blocks(widths[-1], config.blocks)

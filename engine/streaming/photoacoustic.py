@@ -95,6 +95,9 @@ class PhotoacousticSession:
         self._part = part = StreamPart(self.config, header, self._threads)
         if part.refused:
             yield Note("warning", f"no unmixing: {part.refused}")
+        prior = part.reconstructor.prior
+        if prior is not None and prior.refused:
+            yield Note("warning", f"plain images in place of the learned prior: {prior.refused}")
         if part.reconstructor.dead.all():
             yield Note("error", "the header says that all elements are dead; there will be no images")
 
@@ -178,7 +181,7 @@ class PhotoacousticSession:
         clock.stages["wait"] = max(0.0, time.monotonic() - shot.received)
         try:
             with clock.stage("beamform"):
-                plane = part.reconstructor.image(ready.samples, shot.absent)
+                plane = part.reconstructor.image(ready.samples, shot.absent, received=shot.received)
         except AllDead:
             yield from self._failed(ready, clock, "dead_elements", "no element has a signal")
             return

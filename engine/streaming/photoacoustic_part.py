@@ -118,6 +118,9 @@ class StreamPart:
             return "incomplete", "elements_missing"
         if ready.averaged < ready.wanted:
             return "incomplete", "shots_missing"
+        prior = self.reconstructor.prior
+        if prior is not None and (prior.refused or (prior.solved is not None and prior.solved.late)):
+            return "degraded", "no_prior" if prior.refused else "deadline"
         return "complete", ""
 
     def provenance(self, ready: Ready, outcome: Outcome, reason: str) -> dict[str, str]:
@@ -137,6 +140,8 @@ class StreamPart:
             "scanside_elements_left_out": str(int(silent.sum())),
             "SequenceDescriptionAdditional": made.method,
         }
+        if made.prior is not None:
+            meta |= made.prior.attributes()
         return meta | ({"scanside_reason": reason} if reason else {})
 
     def picture(self, ready: Ready, plane: np.ndarray, what: str, meta: Mapping[str, str]) -> Image:

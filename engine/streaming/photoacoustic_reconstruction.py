@@ -14,6 +14,7 @@ from ..config import SystemConfig
 from ..errors import ConfigError, NoImage, PeerError
 from ..messages import PhotoacousticHeader
 from .photoacoustic_focus import Search, concentration, find_focus
+from .photoacoustic_prior import PriorShots
 from .photoacoustic_shots import Shot
 
 __all__ = ["DEFAULT_SPEED", "AllDead", "Averager", "Focus", "ShotReconstructor", "Tuning", "View", "enclosed_view"]
@@ -62,7 +63,8 @@ def enclosed_view(positions_m: NDArray[np.float64]) -> View:
 class ShotReconstructor:
     """Makes the images of one stream. Raises ConfigError or PeerError for what no image can be made of.
 
-    view: the field of view; pixels: along x1 and x2; dead: elements that are left out of every shot.
+    view: the field of view; pixels: along x1 and x2; dead: elements that are left out of every shot. prior: what makes the images
+    of a system with a learned prior, None for the others.
     """
 
     def __init__(self, config: SystemConfig, header: PhotoacousticHeader, *, threads: int = 1) -> None:
@@ -81,18 +83,36 @@ class ShotReconstructor:
         self.dead[list(header.dead)] = True
         self._header, self._threads = header, threads
         self._beamformers: OrderedDict[bytes, LiveBeamformer] = OrderedDict()
+        learned = config.reconstruction.method == "prior"
+        self.prior = PriorShots(config, header, self.pixels, self.view) if learned else None
         if not self.dead.all():
             self._beamformer(self.dead)
 
-    def image(self, samples: NDArray[np.generic], absent: NDArray[np.bool_] | None = None) -> NDArray[np.float32]:
+    def image(
+        self,
+        samples: NDArray[np.generic],
+        absent: NDArray[np.bool_] | None = None,
+        *,
+        received: float | None = None,
+    ) -> NDArray[np.float32]:
         """Image (y, x) of one shot (elements, samples); overwritten by the next call.
 
-        absent: elements without data in this shot. Raises AllDead when no element is left.
+        absent: elements without data in this shot. received: monotonic time at which a deadline begins. Raises AllDead when no
+        element is left.
         """
         silent = self.dead if absent is None else self.dead | absent
         if silent.all():
             raise AllDead
+        if self.prior is not None:
+            image = self.prior.image(samples, silent, self.speed_of_sound, self.delay_samples, received)
+            if image is not None:
+                return image
         return self._beamformer(silent).image(samples)
+
+    def _plain(self, samples: NDArray[np.generic]) -> NDArray[np.float32]:
+        if self.dead.all():
+            raise AllDead
+        return self._beamformer(self.dead).image(samples)
 
     def _beamformer(self, silent: NDArray[np.bool_]) -> LiveBeamformer:
         key = silent.tobytes()
@@ -162,7 +182,7 @@ class ShotReconstructor:
 
         def sharpness(value: float) -> float:
             change(value)
-            return concentration(self.image(samples))
+            return concentration(self._plain(samples))
 
         try:
             after, gain = find_focus(sharpness, before, (reach * unit, coarse * unit, fine * unit))

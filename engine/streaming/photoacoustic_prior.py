@@ -1,0 +1,338 @@
+"""A shot through a system with a learned prior: band, rate, the full ring it belongs to, scale, and the loop under a deadline."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import time
+from collections.abc import Iterator, Sequence
+
+import msgspec
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
+
+from ..baselines.photoacoustic import band_pass
+from ..config import SystemConfig
+from ..errors import ConfigError
+from ..messages import PhotoacousticHeader
+from ..operators.photoacoustic_geometry import DetectorArray, PixelGrid, TimeAxis
+from ..operators.photoacoustic_views import BeamformedOperator, completed, full_ring, ring_density
+from ..priors.denoiser import Denoiser
+from ..priors.storage import ModelCard, load_weights
+from ..samplers.loop import Program
+from ..samplers.photoacoustic import (
+    LEVEL,
+    ModelConsistency,
+    RowConsistency,
+    SpectralConsistency,
+    domain_of,
+    photoacoustic_program,
+    row_conditions,
+    scale_of,
+    transducer_response,
+    wiener,
+)
+
+__all__ = ["PriorBeamformer", "PriorShots", "Solved", "View"]
+
+Singles = NDArray[np.float32]
+View = tuple[float, float, float, float]
+_SAMPLES_PER_PERIOD = 2.857
+"""Working sampling rate over the upper end of the band, as in training."""
+_FINEST = 384
+"""Rows of a full ring, at least: more than a field of view in most rings needs."""
+
+
+class Solved(msgspec.Struct, frozen=True, eq=False, kw_only=True):
+    """An image (y, x) in the units of delay-and-sum, and how it was made; signals: of the full ring, for systems on signals."""
+
+    image: Singles
+    evaluations: int
+    step: int
+    steps: int
+    late: bool = False
+    signals: Tensor | None = None
+
+
+@functools.lru_cache(maxsize=16)
+def _prior(name: str) -> tuple[Denoiser, ModelCard]:
+    return load_weights(name)
+
+
+def _denoiser(name: str) -> Denoiser:
+    return _prior(name)[0]
+
+
+class PriorShots:
+    """The images of a stream by a learned prior, and what they say of how they were made.
+
+    refused: why there are none and the plain images go out in their place; empty where there are.
+    """
+
+    def __init__(self, config: SystemConfig, header: PhotoacousticHeader, pixels: tuple[int, int], view: View) -> None:
+        self.refused = ""
+        self.solved: Solved | None = None
+        self._config, self._header, self._pixels, self._view = config, header, pixels, view
+        self._known: tuple[object, PriorBeamformer] | None = None
+        try:
+            self.cards = [_prior(stage.prior.weights)[1] for stage in config.stages]
+            full_ring(np.asarray(header.positions_m, np.float64), _FINEST)
+        except ConfigError as error:
+            self.refused = str(error)
+
+    def image(
+        self,
+        samples: NDArray[np.generic],
+        silent: NDArray[np.bool_],
+        speed: float,
+        delay: float,
+        received: float | None,
+    ) -> Singles | None:
+        """Image (y, x) of a shot (elements, samples), None where there is no prior for it."""
+        if self.refused:
+            return None
+        key = (silent.tobytes(), speed, delay)
+        if self._known is None or self._known[0] != key:
+            self._known = key, self._made(silent, speed, delay)
+        wanted = self._config.reconstruction.deadline_ms
+        deadline = received + wanted / 1e3 if wanted and received is not None else None
+        self.solved = self._known[1].solve(samples, deadline=deadline)
+        return self.solved.image
+
+    def _made(self, silent: NDArray[np.bool_], speed: float, delay: float) -> PriorBeamformer:
+        return PriorBeamformer(
+            self._config,
+            self._header.positions_m,
+            self._header.sampling_rate_hz,
+            pixels=(self._pixels[1], self._pixels[0]),
+            field_of_view_m=self._view,
+            speed_of_sound=speed,
+            t0_samples=delay,
+            dead=np.flatnonzero(silent).tolist(),
+            adc_offset=self._header.adc_offset,
+        )
+
+    def attributes(self) -> dict[str, str]:
+        """How the last image was made, as image attributes."""
+        if self.solved is None:
+            return {"scanside_prior_unavailable": self.refused[:500]}
+        return {
+            "scanside_generative": "1",
+            "scanside_method": "prior",
+            "scanside_system": self._config.name,
+            "scanside_network_evaluations": str(self.solved.evaluations),
+            "scanside_steps": f"{self.solved.step} {self.solved.steps}",
+            "scanside_weights": ", ".join(f"{card.name} {card.sha256}" for card in self.cards),
+            "SequenceDescriptionAdditional": "prior",
+        }
+
+
+class PriorBeamformer:
+    """Shots to images by a learned prior; takes the place of a `LiveBeamformer`. Arguments as there, and the configuration.
+
+    The image is that which delay-and-sum of the whole ring would show, of which the elements are a part: all of it, every n-th
+    element, or an arc. Raises ConfigError for arrays that are no part of a ring, and for weights that are not there.
+    """
+
+    def __init__(
+        self,
+        config: SystemConfig,
+        positions_m: ArrayLike,
+        sampling_rate_hz: float,
+        *,
+        pixels: tuple[int, int],
+        field_of_view_m: View,
+        speed_of_sound: float = 1500.0,
+        t0_samples: float = 0.0,
+        dead: Sequence[int] = (),
+        adc_offset: float = 0.0,
+    ) -> None:
+        self.config, self.domain = config, domain_of(config.stages)
+        for stage in config.stages:
+            _prior(stage.prior.weights)
+        band = config.photoacoustic.band_hz
+        self._band = band if any(band) else (0.0, sampling_rate_hz / _SAMPLES_PER_PERIOD)
+        self._offset, self._sampling = adc_offset, sampling_rate_hz
+        self._speed, self._delay = speed_of_sound, t0_samples
+        positions = np.asarray(positions_m, np.float64)
+        grid = PixelGrid.over(pixels, field_of_view_m)
+        self._ring, self._rows = full_ring(positions, _FINEST)
+        self._alive = np.setdiff1d(np.arange(len(positions)), np.asarray(dead, np.int64))
+        self.measured = torch.zeros(len(self._ring), dtype=torch.bool)
+        self.measured[self._rows[self._alive]] = True
+        self.grid = grid
+        self._operators: tuple[BeamformedOperator, BeamformedOperator] | None = None
+        self._window = (0, 0)
+        self._samples = 0
+
+    def set_speed_of_sound(self, speed_of_sound: float) -> None:
+        """For the shots from now on, in m/s."""
+        self._speed, self._operators = speed_of_sound, None
+
+    def set_delay(self, samples: float) -> None:
+        """Time of the first sample, for the shots from now on."""
+        self._delay, self._operators = samples, None
+
+    def image(self, frame: NDArray[np.generic]) -> Singles:
+        """The image (y, x) of a shot (element, samples)."""
+        return self.solve(frame).image
+
+    def solve(self, frame: NDArray[np.generic], *, deadline: float | None = None) -> Solved:
+        """The image after the last step, or the best so far at `deadline`, monotonic; one step is made in any case."""
+        begun, last = time.monotonic(), None
+        for last in self.steps(frame):
+            now = time.monotonic()
+            if last.step < last.steps and deadline is not None and now + (now - begun) / last.step > deadline:
+                return msgspec.structs.replace(last, late=True)
+        assert last is not None  # noqa: S101 - a schedule has a step
+        return last
+
+    @torch.no_grad()
+    def steps(self, frame: NDArray[np.generic]) -> Iterator[Solved]:
+        """Yield the image after each step."""
+        signals = self.prepared(frame)
+        full, _ = self._geometry()
+        if self.domain == "image":
+            start, factor = self._image_start(signals)
+        elif self.domain == "signals":
+            start = completed(signals, self.measured)
+            factor = _factor(signals[self.measured])
+        else:
+            start, factor = self._restored(signals)
+        program = self._program(signals * factor, start * factor)
+        for estimate in program.run(start * factor):
+            state = estimate.image / factor
+            image = state if self.domain == "image" else full.back(state)
+            yield Solved(
+                image=image.numpy(),
+                evaluations=estimate.evaluations,
+                step=estimate.step,
+                steps=estimate.steps,
+                signals=None if self.domain == "image" else state,
+            )
+
+    def start(self, frame: NDArray[np.generic]) -> Singles:
+        """What the loop starts from, as an image."""
+        signals = self.prepared(frame)
+        full, _ = self._geometry()
+        if self.domain == "spectrum":
+            return full.back(self._restored(signals)[0]).numpy()
+        return full.back(completed(signals, self.measured)).numpy()
+
+    def prepared(self, frame: NDArray[np.generic]) -> Tensor:
+        """Band-passed signals (row, sample) of the full ring at the working rate, where the field of view is heard."""
+        if frame.shape[1] != self._samples:
+            self._samples, self._operators = frame.shape[1], None
+        self._geometry()
+        alive = torch.from_numpy(np.asarray(frame[self._alive], np.float32) - np.float32(self._offset))
+        filtered = band_pass(alive, self._band, self._sampling)
+        first, count = self._window
+        every = self._every()
+        spectrum = torch.fft.rfft(filtered, n=2 * every * _up(self._samples, every))
+        length = 2 * _up(self._samples, every)
+        slow = torch.fft.irfft(spectrum[..., : length // 2 + 1], n=length)[..., first : first + count] / every
+        ring = torch.zeros(len(self._ring), count)
+        ring[self._rows[self._alive]] = slow
+        return ring
+
+    def _every(self) -> int:
+        return max(1, int(self._sampling / (_SAMPLES_PER_PERIOD * self._band[1])))
+
+    def _geometry(self) -> tuple[BeamformedOperator, BeamformedOperator]:
+        """Operators of the full ring and of what was measured."""
+        if self._operators is None:
+            every = self._every()
+            rate, delay = self._sampling / every, self._delay / every
+            corners = np.array([[x, y, 0.0] for x in self.grid.x[[0, -1]] for y in self.grid.y[[0, -1]]])
+            flat = self._ring * [1, 1, 0]
+            paths = np.linalg.norm(flat[:, None] - corners, axis=-1) / self._speed * rate - delay
+            total = _up(self._samples, every)
+            nearest = paths.min() if not self._inside() else 0.0
+            first, last = max(int(nearest) - 8, 0), min(int(paths.max()) + 8, total)
+            if last - first < 8:
+                raise ConfigError(
+                    "the samples hold nothing of the field of view; check delay, sampling rate and positions"
+                )
+            self._window = (first, last - first)
+            axis = TimeAxis(rate, last - first, self._speed, delay + first)
+            array = DetectorArray.at(self._ring)
+            part = dataclasses.replace(array, **{n: getattr(array, n)[self.measured.numpy()] for n in _FIELDS})
+            self._operators = BeamformedOperator(array, self.grid, axis), BeamformedOperator(part, self.grid, axis)
+        return self._operators
+
+    def _inside(self) -> bool:
+        """Whether elements lie in the field of view."""
+        x, y = self._ring[:, 0], self._ring[:, 1]
+        (x0, x1), (y0, y1) = np.sort(self.grid.x[[0, -1]]), np.sort(self.grid.y[[0, -1]])
+        return bool(((x > x0) & (x < x1) & (y > y0) & (y < y1)).any())
+
+    def _image_start(self, signals: Tensor) -> tuple[Tensor, float]:
+        start = self._geometry()[0].back(completed(signals, self.measured))
+        return start, scale_of(start)
+
+    def _restored(self, signals: Tensor) -> tuple[Tensor, float]:
+        start = wiener(signals, self.response(signals.shape[-1]), self.noise_ratio(signals))
+        return start, scale_of(start[self.measured])
+
+    def response(self, samples: int) -> Tensor:
+        """Of the transducer, at the working rate."""
+        center, width = self.config.photoacoustic.transducer
+        if not center:
+            raise ConfigError("photoacoustic.transducer is not set: center in Hz and width in percent are needed")
+        return transducer_response(samples, center / self._sampling * self._every(), width)
+
+    def noise_ratio(self, signals: Tensor) -> float:
+        """Noise of a sample, by the median of |signals|, over the root mean square of what was heard, before the transducer."""
+        heard = signals[self.measured]
+        noise = float(heard.abs().median()) / 0.6745
+        return noise / max(float(heard.square().mean().sqrt()), 1e-30)
+
+    def _program(self, signals: Tensor, start: Tensor) -> Program:
+        stages, sampler, measured = self.config.stages, self.config.sampler, self.measured
+        if self.domain == "image":
+            part, ring = self._geometry()[1], ring_density(measured)
+            return photoacoustic_program(
+                stages, sampler, _denoiser, lambda config: ModelConsistency(part, signals[measured], config, ring=ring)
+            )
+        conditions = row_conditions(signals, measured, start)
+        if self.domain == "signals":
+            return photoacoustic_program(
+                stages,
+                sampler,
+                _denoiser,
+                lambda _: RowConsistency(signals, measured),
+                conditions=conditions,
+                blank=_opposite(measured),
+            )
+        noise = self.noise_ratio(signals) * float(signals[measured].square().mean().sqrt())
+        response = self.response(signals.shape[-1])
+        return photoacoustic_program(
+            stages,
+            sampler,
+            _denoiser,
+            lambda _: SpectralConsistency(signals, measured, response, noise),
+            conditions=conditions,
+        )
+
+
+_FIELDS = ("positions", "orientations", "weights")
+
+
+def _factor(signals: Tensor) -> float:
+    size = float(signals.square().mean().sqrt())
+    return LEVEL / size if size > 0 else 1.0
+
+
+def _up(samples: int, every: int) -> int:
+    return -(-samples // every)
+
+
+def _opposite(measured: Tensor) -> Tensor:
+    """The third of the ring that is furthest from the middle of what was measured."""
+    count = len(measured)
+    angles = 2 * np.pi * np.arange(count) / count
+    middle = np.angle((measured.numpy() * np.exp(1j * angles)).sum())
+    away = np.abs(np.angle(np.exp(1j * (angles - middle - np.pi))))
+    return torch.from_numpy(away < np.pi / 3)
