@@ -112,10 +112,13 @@ def test_no_two_configurations_answer_to_the_same_name() -> None:
     taken: dict[str, str] = {}
     clashes = []
     for name in store.names():
-        for alias in {name, name.partition("/")[2], *store.get(name).aliases}:
+        domain, _, short = name.partition("/")
+        shared = domain == "pat" and f"mri/{short}" in store.names()  # then the short name is that for MRI
+        for alias in {name, *store.get(name).aliases} | (set() if shared else {short}):
             if taken.setdefault(alias, name) != name:
                 clashes.append((alias, taken[alias], name))
     assert clashes == []
+    assert store.get("online").name == "mri/online"
 
 
 # --- the wheel ---------------------------------------------------------------------------------------------------------------
