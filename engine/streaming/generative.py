@@ -170,7 +170,7 @@ class PriorSolver:
         consistency = program.stages[0].consistency
         if self.per_coil:
             return consistency.fourier.H(consistency.measured.data)
-        return consistency.operator.H(consistency.measured.data)
+        return consistency.adjoint
 
     def _with_samples(
         self, scaled: Measurement, start: Tensor, scale: float, result: GenerativeResult

@@ -164,3 +164,21 @@ def test_the_operator_is_that_of_the_baselines() -> None:
     used = consistency("sense", Measurement(data=random(1, 3, *shape), mask=mask, maps=maps))
     x = random(3, *shape)
     torch.testing.assert_close(used.operator(x), CartesianSense(maps, mask)(x))
+
+
+@pytest.mark.parametrize("scale", [0.0, 0.01, 1.0])
+@pytest.mark.parametrize("axes", [(-2,), (-2, -1)])
+def test_the_residual_is_that_of_dense_algebra(axes: tuple[int, ...], scale: float) -> None:
+    """Near the data, to the rounding that its expanded form has; and after an update, of the new data."""
+    shape = (1, 8, 6)
+    maps, mask = maps_of(0, 3, shape), torch.rand(shape, generator=torch.Generator().manual_seed(1)) < 0.5
+    mask = mask[..., :1] if axes == (-2,) else mask
+    matrix, truth = dense(maps, mask, axes), random(2, *shape)
+    y = torch.from_numpy((matrix @ truth.numpy().ravel()).reshape(3, *shape)).to(torch.complex64)
+    measured = Measurement(data=torch.zeros_like(y), mask=mask, maps=maps, axes=axes)
+    data = consistency("proximal", measured)
+    assert data.residual(torch.zeros(shape, dtype=torch.complex64)) == 0
+    data.update(y, mask)
+    state = truth + scale * random(3, *shape)
+    error = np.linalg.norm(matrix @ state.numpy().ravel() - y.numpy().ravel()) / np.linalg.norm(y.numpy())
+    assert data.residual(state) == pytest.approx(error, rel=0.01, abs=1e-3)
