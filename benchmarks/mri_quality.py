@@ -17,8 +17,9 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from statistics import fmean
 
@@ -58,7 +59,7 @@ def main() -> None:
     if options.write:
         document = Path(__file__).resolve().parent.parent / "docs" / "benchmarks.md"
         for kind, title in (("single", "MRI systems, one coil"), ("multi", "MRI systems, four coils")):
-            update_document(document, title, _section(rows, kind), machine())
+            update_document(document, title, _section(rows, kind, _written(document, title)), machine())
 
 
 def _options() -> argparse.Namespace:
@@ -149,12 +150,44 @@ def _best(rows: list[dict], kind: str, mask: str) -> list[dict]:
     return sorted(groups.values(), key=lambda row: (row["evaluations"] > 0, fmean(row["psnr"])))
 
 
-def _table(rows: list[dict], kind: str) -> Table:
-    table = Table(
-        "mask", "net R", "method", "PSNR dB", "least", "better", "SSIM", "HFEN", "NRMSE", "NFE", "CPU s", "published dB"
-    )
+COLUMNS = (
+    "mask",
+    "net R",
+    "method",
+    "PSNR dB",
+    "least",
+    "better",
+    "SSIM",
+    "HFEN",
+    "NRMSE",
+    "NFE",
+    "CPU s",
+    "published dB",
+)
+
+
+def _written(document: Path, title: str) -> list[dict[str, str]]:
+    """Rows of the table that the document has now, by column."""
+    text = document.read_text(encoding="utf-8")
+    lines = text.partition(f"\n## {title}\n")[2].partition("\n## ")[0].splitlines()
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("|")]
+    return [dict(zip(cells[0], row, strict=True)) for row in cells[2:]]
+
+
+def _group_of(method: str) -> str:
+    """Of a method as the table names it: without the parameter of plain ones."""
+    return method if method.startswith("mri/") else re.sub(r"( 6 x 6, rank| r)? [0-9.]+$", "", method)
+
+
+def _table(rows: list[dict], kind: str, before: Sequence[dict[str, str]] = ()) -> Table:
+    """The rows, and those of `before`, an older table, whose methods were not run."""
+    table = Table(*COLUMNS)
     for mask in MASKS[kind]:
         best = _best(rows, kind, mask)
+        groups = {row["group"] for row in best}
+        kept = [row for row in before if row["mask"] == mask and _group_of(row["method"]) not in groups]
+        for row in kept:
+            table.add(*(row.get(column, "") for column in COLUMNS))
         start = next((row["psnr"] for row in best if row["group"] == "zero-filled"), [])
         for row in best:
             table.add(
@@ -174,15 +207,14 @@ def _table(rows: list[dict], kind: str) -> Table:
     return table
 
 
-def _section(rows: list[dict], kind: str) -> str:
+def _section(rows: list[dict], kind: str, before: Sequence[dict[str, str]]) -> str:
     explained = " ".join((__doc__ or "").split("\n\n", 2)[2].split())
     return (
-        f"{_table(rows, kind)}\n\n`benchmarks/mri_quality.py`. {explained} `least`: PSNR of the worst image; `better`: images "
-        "that are nearer to the truth than zero-filled. NFE: network evaluations of each plane. CPU s: processor seconds of one "
-        "image on one thread, with other work on the machine. Published figures are for the mask of that name but for other "
-        "images, "
-        "which were in the training set of that system, and for the iteration that was nearest to the reference; those for four "
-        "coils divide each image by its own maximum.\n"
+        f"{_table(rows, kind, before)}\n\n`benchmarks/mri_quality.py`. {explained} `least`: PSNR of the worst image; `better`: "
+        "images that are nearer to the truth than zero-filled. Rows of methods that were not run again stay as they were. NFE: "
+        "network evaluations of each plane. CPU s: processor seconds of one image on one thread, with other work on the machine. "
+        "Published figures are for the mask of that name but for other images, which were in the training set of that system, "
+        "and for the iteration that was nearest to the reference; those for four coils divide each image by its own maximum.\n"
     )
 
 

@@ -32,7 +32,7 @@ PUBLISHED_EFFORT: dict[str, dict[str, Value]] = {
     "mri/ebmrec": {"sampler.levels": 300, "sampler.noise_copies": 8},
 }
 """What makes a configuration spend as many network evaluations as its publication."""
-EFFORTS = {"mri/online": (4, 8), "mri/online_undistilled": (4, 8, 20)}
+EFFORTS = {"mri/online": (4, 8), "mri/online_undistilled": (4, 8)}
 """Numbers of network evaluations with which a configuration is run, each a row of its own."""
 
 

@@ -128,6 +128,10 @@ class HardReplacement(DataConsistency):
 class SenseProjection(DataConsistency):
     """One projection of a combined image: S^H F^H (y + (1 - M) F S x); state (*batch, z, y, x)."""
 
+    def __init__(self, measured: Measurement, config: DataConfig) -> None:
+        super().__init__(measured, config)
+        _ = self.operator  # which says so where there are no maps
+
     def __call__(self, state: Tensor, sigma: float) -> Tensor:  # noqa: ARG002
         """x + A^H (y - A x), which is the same where sum |maps|^2 = 1."""
         return state + self.adjoint - self.operator.gram(state)
