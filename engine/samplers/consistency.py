@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import abc
 import functools
+import math
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -81,7 +82,7 @@ class DataConsistency(abc.ABC):
             square = _inner(error, error)
         else:
             square = of_data + _inner(state, self.operator.gram(state)) - 2 * _inner(state, self.adjoint)
-        return max(0.0, square / max(of_data, 1e-60)) ** 0.5
+        return math.sqrt(max(0.0, square / max(of_data, 1e-60)))
 
     @functools.cached_property
     def fourier(self) -> Fourier:
