@@ -193,7 +193,7 @@ class PriorBeamformer:
     def steps(self, frame: NDArray[np.generic]) -> Iterator[Solved]:
         """Yield the image after each step."""
         signals = self.prepared(frame)
-        full, _ = self._geometry()
+        full, _ = self.operators()
         if self.domain == "image":
             start, factor = self._image_start(signals)
         elif self.domain == "signals":
@@ -216,7 +216,7 @@ class PriorBeamformer:
     def start(self, frame: NDArray[np.generic]) -> Singles:
         """What the loop starts from, as an image."""
         signals = self.prepared(frame)
-        full, _ = self._geometry()
+        full, _ = self.operators()
         if self.domain == "spectrum":
             return full.back(self._restored(signals)[0]).numpy()
         return full.back(completed(signals, self.measured)).numpy()
@@ -225,7 +225,7 @@ class PriorBeamformer:
         """Band-passed signals (row, sample) of the full ring at the working rate, where the field of view is heard."""
         if frame.shape[1] != self._samples:
             self._samples, self._operators = frame.shape[1], None
-        self._geometry()
+        self.operators()
         alive = torch.from_numpy(np.asarray(frame[self._alive], np.float32) - np.float32(self._offset))
         filtered = band_pass(alive, self._band, self._sampling)
         first, count = self._window
@@ -240,7 +240,7 @@ class PriorBeamformer:
     def _every(self) -> int:
         return max(1, int(self._sampling / (_SAMPLES_PER_PERIOD * self._band[1])))
 
-    def _geometry(self) -> tuple[BeamformedOperator, BeamformedOperator]:
+    def operators(self) -> tuple[BeamformedOperator, BeamformedOperator]:
         """Operators of the full ring and of what was measured."""
         if self._operators is None:
             every = self._every()
@@ -269,7 +269,7 @@ class PriorBeamformer:
         return bool(((x > x0) & (x < x1) & (y > y0) & (y < y1)).any())
 
     def _image_start(self, signals: Tensor) -> tuple[Tensor, float]:
-        start = self._geometry()[0].back(completed(signals, self.measured))
+        start = self.operators()[0].back(completed(signals, self.measured))
         return start, scale_of(start)
 
     def _restored(self, signals: Tensor) -> tuple[Tensor, float]:
@@ -292,7 +292,7 @@ class PriorBeamformer:
     def _program(self, signals: Tensor, start: Tensor) -> Program:
         stages, sampler, measured = self.config.stages, self.config.sampler, self.measured
         if self.domain == "image":
-            part, ring = self._geometry()[1], ring_density(measured)
+            part, ring = self.operators()[1], ring_density(measured)
             return photoacoustic_program(
                 stages, sampler, _denoiser, lambda config: ModelConsistency(part, signals[measured], config, ring=ring)
             )
