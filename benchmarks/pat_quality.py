@@ -33,7 +33,7 @@ from scanside.engine.simulation.photoacoustic_scenes import Recorded
 from scanside.engine.streaming.photoacoustic_prior import PriorBeamformer
 
 SYSTEMS = ("pat/online", "pat/sparse", "pat/limited", "pat/mdae", "pat/sinogram", "pat/multi_model")
-TV_WEIGHTS = (0.001, 0.005, 0.02)
+TV_WEIGHTS = (0.001, 0.003, 0.01)
 HELD_OUT = 977
 NOISE = 0.01
 
@@ -117,10 +117,10 @@ def plain_images(scan: Scan, chosen: np.ndarray) -> Iterator[tuple[str, Callable
     yield "CG, 20 iterations", lambda: model_based(part, data, iterations=20, regularization=0.01).numpy()
 
     def tv() -> np.ndarray:
-        found = [total_variation_photoacoustic(part, data, iterations=50, weight=w).numpy() for w in TV_WEIGHTS]
+        found = [total_variation_photoacoustic(part, data, iterations=150, weight=w).numpy() for w in TV_WEIGHTS]
         return min(found, key=lambda image: figures(image, scan.reference)[0])
 
-    yield "FISTA-TV, 50 iterations", tv
+    yield "FISTA-TV, 150 iterations", tv
 
 
 def system_images(scan: Scan, chosen: np.ndarray, names: list[str]) -> Iterator[tuple[str, Callable[[], object]]]:
