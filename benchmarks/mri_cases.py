@@ -20,7 +20,7 @@ from scanside.engine.operators import CartesianSense, Fourier
 from scanside.engine.preparation.coil_maps import espirit
 from torch import Tensor
 
-__all__ = ["MASKS", "Case", "Method", "plain_methods", "scans"]
+__all__ = ["MASKS", "Case", "Method", "plain_methods", "scans", "zero_filled_method"]
 
 MASKS = {
     "single": ("hggdp_radial_015", "hggdp_random_015", "hggdp_cart_085", "hggdp_radial_025", "poisson_10"),
@@ -101,9 +101,14 @@ def _case(kind: str, mask_name: str, mask: Tensor, images: np.ndarray) -> Case:
     return Case(kind, mask_name, data, mask, maps, (reference / reference.max()).numpy())
 
 
+def zero_filled_method() -> Method:
+    """Where all begin."""
+    return Method("zero-filled", "zero-filled", _plain(lambda case: zero_filled(case.data)))
+
+
 def plain_methods(kind: str, bart: Bart | None) -> list[Method]:
-    """Reconstructions without a learned prior, for one coil or several; BART's where it is there."""
-    methods = [Method("zero-filled", "zero-filled", _plain(lambda case: zero_filled(case.data)))]
+    """Reconstructions that do something without a learned prior, for one coil or several; BART's where it is there."""
+    methods: list[Method] = []
     several = kind == "multi"
     sparse, weights = ("L1-ESPIRiT", (0.0003, 0.001, 0.003)) if several else ("L1-wavelet", (0.003, 0.01, 0.03))
     if several:

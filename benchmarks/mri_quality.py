@@ -26,7 +26,7 @@ from statistics import fmean
 import numpy as np
 import torch
 from bart import Bart
-from mri_cases import MASKS, Method, plain_methods, scans
+from mri_cases import MASKS, Method, plain_methods, scans, zero_filled_method
 from mri_pictures import save_panel
 from mri_published import published
 from report import Table, machine, update_document
@@ -85,6 +85,7 @@ def _methods(kind: str, options: argparse.Namespace, bart: Bart | None) -> Itera
     from mri_systems import foreign_method, system_methods
 
     systems: list[str] = options.systems
+    yield zero_filled_method()  # which all others are counted against
     if "plain" in systems:
         yield from plain_methods(kind, bart)
     yield from system_methods(kind, [name for name in systems if name != "plain"], full=options.full)
@@ -179,6 +180,24 @@ def _group_of(method: str) -> str:
     return method if method.startswith("mri/") else re.sub(r"( 6 x 6, rank| r)? [0-9.]+$", "", method)
 
 
+def _cells(row: dict, kind: str, mask: str, start: list[float]) -> list[str]:
+    """A row of the table. start: PSNR of the zero-filled images."""
+    better = sum(a > b for a, b in zip(row["psnr"], start, strict=False))
+    means = [f"{fmean(row[figure]):.{digits}f}" for figure, digits in (("ssim", 3), ("hfen", 2), ("nrmse", 3))]
+    return [
+        mask,
+        f"{row['net']:.2f}",
+        row["method"],
+        f"{fmean(row['psnr']):.2f}",
+        f"{np.min(row['psnr']):.2f}",
+        f"{better}/{len(row['psnr'])}",
+        *means,
+        str(row["evaluations"]),
+        f"{fmean(row['seconds']):.2f}",
+        published(row["group"], kind, mask),
+    ]
+
+
 def _table(rows: list[dict], kind: str, before: Sequence[dict[str, str]] = ()) -> Table:
     """The rows, and those of `before`, an older table, whose methods were not run."""
     table = Table(*COLUMNS)
@@ -186,24 +205,11 @@ def _table(rows: list[dict], kind: str, before: Sequence[dict[str, str]] = ()) -
         best = _best(rows, kind, mask)
         groups = {row["group"] for row in best}
         kept = [row for row in before if row["mask"] == mask and _group_of(row["method"]) not in groups]
-        for row in kept:
-            table.add(*(row.get(column, "") for column in COLUMNS))
         start = next((row["psnr"] for row in best if row["group"] == "zero-filled"), [])
-        for row in best:
-            table.add(
-                mask,
-                f"{row['net']:.2f}",
-                row["method"],
-                f"{fmean(row['psnr']):.2f}",
-                f"{np.min(row['psnr']):.2f}",
-                f"{sum(a > b for a, b in zip(row['psnr'], start, strict=False))}/{len(row['psnr'])}",
-                f"{fmean(row['ssim']):.3f}",
-                f"{fmean(row['hfen']):.2f}",
-                f"{fmean(row['nrmse']):.3f}",
-                row["evaluations"],
-                f"{fmean(row['seconds']):.2f}",
-                published(row["group"], kind, mask),
-            )
+        lines = [[row.get(column, "") for column in COLUMNS] for row in kept]
+        lines += [_cells(row, kind, mask, start) for row in best]
+        for line in sorted(lines, key=lambda line: (int(line[9]) > 0, float(line[3]))):
+            table.add(*line)
     return table
 
 

@@ -139,7 +139,12 @@ def _figures(images: list[tuple[Image, float]]) -> list[str]:
 
 def _explained() -> str:
     words = " ".join((__doc__ or "").split("\n\n", 2)[2].split())
-    return f"`benchmarks/online_latency.py`. {words} Load is the one-minute average after each case."
+    shared = (
+        ""
+        if os.sched_getscheduler(0) == os.SCHED_OTHER
+        else " At real-time priority (`chrt -f 10`): the machine was shared."
+    )
+    return f"`benchmarks/online_latency.py`. {words} Load is the one-minute average after each case.{shared}"
 
 
 def _precisions(scan: SimulatedScan) -> str:

@@ -138,9 +138,10 @@ class PriorSolver:
         best estimate so far has to do; one step is made in any case.
         """
         scale = float(plain.abs().flatten().kthvalue(max(1, int(0.99 * plain.numel()))).values) / BRIGHT or 1.0
-        scaled = msgspec.structs.replace(measured, data=measured.data / scale, noise=measured.noise / scale)
+        shrink = 1 / scale  # torch divides complex numbers at a tenth of the speed at which it multiplies them
+        scaled = msgspec.structs.replace(measured, data=measured.data * shrink, noise=measured.noise * shrink)
         program = make_program(self.config.stages, self.config.sampler, self._denoiser, scaled)
-        start = self._start(program, plain / scale, where)
+        start = self._start(program, plain * shrink, where)
         begun = time.monotonic()
         for estimate in program.run(start):
             now = time.monotonic()
