@@ -98,6 +98,34 @@ def test_a_stored_scan_is_sent_imaged_written_and_recorded(
     assert re.search(rf"images +{2 * FRAMES}:", again.stdout), again.output
 
 
+@pytest.mark.parametrize("config", ["pat/online", "pat/sinogram"])
+def test_a_stored_scan_goes_through_a_learned_prior(server: Server, scan: Path, tmp_path: Path, config: str) -> None:
+    result = call("send", "--pat", scan, "--bus", server.bus, "--rate", 0, "-c", config, "-o", tmp_path / "out.h5")
+    assert result.exit_code == 0, result.output
+    with open_scan(tmp_path / "out.h5") as file:
+        images = list(file.images())
+    assert len(images) == FRAMES
+    assert images[0].meta["scanside_method"] == ["prior"]
+    assert images[0].meta["scanside_system"] == [config]
+    assert images[0].meta["scanside_weights"][0].startswith("pat_")
+    pixels = images[0].pixels[0, 0]
+    assert np.isfinite(pixels).all()
+    assert pixels.any()
+
+
+def test_a_photoacoustic_prior_is_trained_without_data_and_taken_up_again(tmp_path: Path) -> None:
+    small = ["train", "pat/online", "-o", tmp_path, "-P", "training.scenes=2", "-P", "network.widths=8,16"]
+    small += ["-P", "training.batch=1", "-P", "sampler.levels=2"]
+    assert call(*small, "-P", "training.steps=2").exit_code == 0
+    first = (tmp_path / "prior.safetensors").read_bytes()
+    again = call(*small, "-P", "training.steps=4")
+    assert "going on at step 2" in again.output
+    assert (tmp_path / "prior.safetensors").read_bytes() != first
+    refused = call("train", "pat/online", "--data", tmp_path, "-o", tmp_path / "x")
+    assert refused.exit_code != 0
+    assert "leave --data out" in str(refused.output) + str(refused.exception)
+
+
 def test_metrics_count_photoacoustic_streams(server: Server, scan: Path) -> None:
     opened = value(server, "scanside_sessions_total", outcome="complete")
     size = value(server, "scanside_bytes_received_total", adapter="photoacoustic")

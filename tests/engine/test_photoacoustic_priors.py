@@ -94,7 +94,7 @@ def test_slow_changes_round_the_ring_are_interpolated(cubic: bool, every: int, f
     measured[first % every :: every] = True
     found = completed(signals * measured[:, None], measured, cubic=cubic)
     assert torch.equal(found[measured].float(), signals[measured].float())
-    assert float((found - signals).abs().max()) < (1e-4 if cubic else 0.011)
+    assert float((found - signals).abs().max()) < (1e-3 if cubic else 0.02)
 
 
 def test_nothing_is_interpolated_over_a_wide_gap() -> None:
