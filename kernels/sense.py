@@ -3,7 +3,11 @@
 A = weights F maps with plain transforms F, without scale: whoever prepares maps and weights folds the scale and the phases of
 a centered transform into them. Two forms: `Lines` transforms along one axis, whose columns are independent of each other and
 are solved as such; `Planes` transforms along y and x, slice by slice. Both hold maps in the layout of the compiled kernels,
-so they exist only where those do: ask `lines` and `planes`, which answer None otherwise.
+so they exist only where those do: ask `lines` and `planes`, which answer None otherwise. For tensors on a CUDA device they answer
+with the same interface from `sense_device`.
+
+The step of data consistency in k-space, k + w (data - k) with w = 1 where there are data for a hard replacement and less for a
+soft one, is (A^H A with weights 1 - w) x plus the image A^H(w data), which does not change: it costs a gram, no pass of its own.
 """
 
 from __future__ import annotations
@@ -14,8 +18,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import native
+from . import device, native
 from .fft import transformable
+from .sense_device import DeviceLines, DevicePlanes
 
 __all__ = ["Lines", "Planes", "lines", "lines_gram", "planes", "planes_gram"]
 
@@ -33,16 +38,18 @@ _planes_adjoint = native.Function("scs_planes_adjoint", _A, _A, _N, _A, _A, *[_N
 _planes_solve = native.Function("scs_planes_solve", _A, _A, _N, _A, _A, _F, _I, _I, *[_N] * 5, _I)
 
 
-def lines(maps: Tensor, axis: int) -> Lines | None:
+def lines(maps: Tensor, axis: int) -> Lines | DeviceLines | None:
     """Maps (coil, z, y, x) made ready for transforms along `axis`, -2 or -3; None where the kernels cannot do that."""
-    fits = axis in (-2, -3) and transformable(maps.shape[axis])
-    return Lines(maps, axis) if fits and _usable(maps) else None
+    if axis not in (-2, -3) or not transformable(maps.shape[axis]) or not _usable(maps):
+        return None
+    return Lines(maps, axis) if maps.device.type == "cpu" else DeviceLines(maps, axis)
 
 
-def planes(maps: Tensor) -> Planes | None:
+def planes(maps: Tensor) -> Planes | DevicePlanes | None:
     """Maps (coil, z, y, x) made ready for transforms along y and x; None where the kernels cannot do that."""
-    fits = transformable(maps.shape[-1]) and transformable(maps.shape[-2])
-    return Planes(maps) if fits and _usable(maps) else None
+    if not transformable(maps.shape[-1]) or not transformable(maps.shape[-2]) or not _usable(maps):
+        return None
+    return Planes(maps) if maps.device.type == "cpu" else DevicePlanes(maps)
 
 
 class _Prepared:
@@ -238,8 +245,10 @@ def _planes_gram_of(packed: Tensor, weights: Tensor, x: Tensor, coils: int) -> T
 
 def _usable(maps: Tensor) -> bool:
     """Whether compiled kernels take these maps; gradients with respect to maps are left to torch."""
-    right = maps.dtype == torch.complex64 and maps.device.type == "cpu" and not maps.requires_grad
-    return right and maps.numel() > 0 and native.available()
+    right = maps.dtype == torch.complex64 and not maps.requires_grad and maps.numel() > 0
+    if maps.device.type == "cuda":
+        return right and device.installed()
+    return right and maps.device.type == "cpu" and native.available()
 
 
 def _packed(function: str, *sizes: int) -> Tensor:

@@ -17,6 +17,7 @@ from collections.abc import Iterable, Sequence
 
 import torch
 from scanside.kernels import sense
+from scanside.kernels.sense_device import DeviceLines, DevicePlanes
 from torch import Tensor
 
 from .linear import Identity, LinearOperator
@@ -24,6 +25,7 @@ from .linear import Identity, LinearOperator
 __all__ = ["CartesianSense", "CoilSensitivity", "Fourier", "Sampling", "innermost"]
 
 Shape = tuple[int, ...]
+Kernel = sense.Lines | sense.Planes | DeviceLines | DevicePlanes
 
 
 class Fourier(LinearOperator):
@@ -157,7 +159,7 @@ class CartesianSense(LinearOperator):
         self._gram = _SenseGram(self._prepared, self._conjugate, self._mask, self._axes)
         self._kernel_weights: Tensor | None = None
 
-    def _kernel(self, x: Tensor) -> sense.Lines | sense.Planes | None:
+    def _kernel(self, x: Tensor) -> Kernel | None:
         """The compiled form of this operator, if there is one for such an argument; torch records gradients of its own."""
         kernel = self._prepared.kernel(x, self._axes, self._weights)
         if kernel is not None and self._kernel_weights is None:
@@ -187,19 +189,19 @@ class _Prepared:
 
     def __init__(self, maps: Tensor) -> None:
         self.maps = maps
-        self._made: dict[tuple[int, ...], sense.Lines | sense.Planes | None] = {}
+        self._made: dict[tuple[int, ...], Kernel | None] = {}
 
-    def kernel(self, x: Tensor, axes: tuple[int, ...], weights: Tensor) -> sense.Lines | sense.Planes | None:
+    def kernel(self, x: Tensor, axes: tuple[int, ...], weights: Tensor) -> Kernel | None:
         """What transforms along `axes` with such weights; None where that is left to torch."""
-        if x.dtype != torch.complex64 or x.device.type != "cpu" or self.maps.dtype != torch.complex64:
+        if x.dtype != torch.complex64 or x.device != self.maps.device or self.maps.dtype != torch.complex64:
             return None
         if axes not in self._made:
             self._made[axes] = self._make(axes)
         kernel = self._made[axes]
         # Columns of lines share their weights; a plane may have them of every slice.
-        return None if isinstance(kernel, sense.Lines) and weights.numel() != self.maps.shape[axes[0]] else kernel
+        return None if len(axes) == 1 and weights.numel() != self.maps.shape[axes[0]] else kernel
 
-    def _make(self, axes: tuple[int, ...]) -> sense.Lines | sense.Planes | None:
+    def _make(self, axes: tuple[int, ...]) -> Kernel | None:
         if axes == (-2, -1):
             return sense.planes(self.maps)
         return sense.lines(self.maps, axes[0]) if len(axes) == 1 else None
@@ -241,7 +243,7 @@ class _SenseGram(LinearOperator):
             return None
         return kernel.solve(self._kernel_weights, right_side, iterations, regularization, initial)
 
-    def _kernel(self, x: Tensor) -> sense.Lines | sense.Planes | None:
+    def _kernel(self, x: Tensor) -> Kernel | None:
         return self._prepared.kernel(x, self._axes, self._real_weights)
 
     @functools.cached_property

@@ -1,5 +1,6 @@
 /* Multi-coil data consistency along one axis: a block takes SCS_COLUMNS columns through all coils, and through all iterations.
-   Images are (batch, outer, n, inner), maps (coils, outer, n, inner), weights (n). Grid: column tiles, outer, batch. */
+   Images are (batch, outer, n, inner), maps (coils, outer, n, inner), weights (n), k-space (batch, coils, outer, n, inner). Grid:
+   column tiles, outer, batch. */
 #include "fft.h"
 
 #if !defined(SCS_N)
@@ -27,6 +28,15 @@ struct Place {
     {
         const int item = threadIdx.x + SCS_THREADS * i;
         return item / SCS_COLUMNS * inner + first + item % SCS_COLUMNS;
+    }
+    __device__ int frequency(int i) const
+    {
+        return scs::frequency<SCS_N>((threadIdx.x + SCS_THREADS * i) / SCS_COLUMNS);
+    }
+    /* Of the frequency that lies at the place of number i. */
+    __device__ long long address_in_kspace(int i) const
+    {
+        return frequency(i) * inner + first + (threadIdx.x + SCS_THREADS * i) % SCS_COLUMNS;
     }
 };
 
@@ -92,6 +102,68 @@ extern "C" __global__ void __launch_bounds__(SCS_THREADS)
     SCS_UNROLL
     for (int i = 0; i < SCS_EACH; ++i)
         if (place.there(i)) out[at + place.address(i)] = sum[i];
+}
+
+/* weights F maps x. */
+extern "C" __global__ void __launch_bounds__(SCS_THREADS)
+    scs_lines_forward(const Number* maps, const Number* weights, const Number* roots, const Number* x, Number* kspace,
+                      long long coils, long long inner)
+{
+    SCS_DYNAMIC_SHARED(Number, work);
+    const Place place{inner, blockIdx.x * static_cast<long long>(SCS_COLUMNS)};
+    const long long outer = gridDim.y, plane = SCS_N * inner;
+    const Number* image = x + (blockIdx.z * outer + blockIdx.y) * plane;
+    for (long long c = 0; c < coils; ++c) {
+        const Number* sees = maps + (c * outer + blockIdx.y) * plane;
+        Number* out = kspace + ((blockIdx.z * coils + c) * outer + blockIdx.y) * plane;
+        SCS_UNROLL
+        for (int i = 0; i < SCS_EACH; ++i) {
+            const int item = threadIdx.x + SCS_THREADS * i;
+            if (item < SCS_N * SCS_COLUMNS)
+                work[item] = place.there(i) ? sees[place.address(i)] * image[place.address(i)] : Number{0, 0};
+        }
+        __syncthreads();
+        scs::transform<SCS_N, SCS_COLUMNS>(work, roots);
+        SCS_UNROLL
+        for (int i = 0; i < SCS_EACH; ++i)
+            if (place.there(i))
+                out[place.address_in_kspace(i)] = weights[place.frequency(i)] * work[threadIdx.x + SCS_THREADS * i];
+        /* the next coil overwrites only numbers that this thread has read */
+    }
+}
+
+/* maps^H F^H conj(weights) kspace. */
+extern "C" __global__ void __launch_bounds__(SCS_THREADS)
+    scs_lines_adjoint(const Number* maps, const Number* weights, const Number* roots, const Number* kspace, Number* x,
+                      long long coils, long long inner)
+{
+    SCS_DYNAMIC_SHARED(Number, work);
+    const Place place{inner, blockIdx.x * static_cast<long long>(SCS_COLUMNS)};
+    const long long outer = gridDim.y, plane = SCS_N * inner;
+    Number sum[SCS_EACH];
+    SCS_UNROLL
+    for (int i = 0; i < SCS_EACH; ++i) sum[i] = Number{0, 0};
+    for (long long c = 0; c < coils; ++c) {
+        const Number* sees = maps + (c * outer + blockIdx.y) * plane;
+        const Number* given = kspace + ((blockIdx.z * coils + c) * outer + blockIdx.y) * plane;
+        SCS_UNROLL
+        for (int i = 0; i < SCS_EACH; ++i) {
+            const int item = threadIdx.x + SCS_THREADS * i;
+            if (item >= SCS_N * SCS_COLUMNS) continue;
+            work[item] = place.there(i) ? scs::conj_times(weights[place.frequency(i)], given[place.address_in_kspace(i)])
+                                        : Number{0, 0};
+        }
+        __syncthreads();
+        scs::transform_back<SCS_N, SCS_COLUMNS>(work, roots);
+        SCS_UNROLL
+        for (int i = 0; i < SCS_EACH; ++i)
+            if (place.there(i))
+                sum[i] = scs::conj_multiply_add(sum[i], sees[place.address(i)], work[threadIdx.x + SCS_THREADS * i]);
+    }
+    Number* image = x + (blockIdx.z * outer + blockIdx.y) * plane;
+    SCS_UNROLL
+    for (int i = 0; i < SCS_EACH; ++i)
+        if (place.there(i)) image[place.address(i)] = sum[i];
 }
 
 /* x after conjugate gradients for (gram + ridge) x = right_side, each column with step sizes of its own; x holds the start. */

@@ -1,6 +1,7 @@
-/* A^H A of multi-coil imaging with transforms along y and x, in three passes over memory: rows of maps times image; columns,
-   weights, columns back; rows back and the sum over coils. Images are (batch, slices, y, x), maps (coils, slices, y, x),
-   weights (1 or slices, y, x). Between the passes k-space along x stays in the order of places (fft.h). */
+/* A^H A, A and A^H of multi-coil imaging with transforms along y and x, in two or three passes over memory: rows of maps times
+   image; columns, with the weights, and for A^H A back; rows back and the sum over coils. Images are (batch, slices, y, x), maps
+   (coils, slices, y, x), weights (1 or slices, y, x), k-space outside (batch, coils, slices, y, x). Between the passes it is
+   (batch slices, coils, y, x), along x in the order of places (fft.h). */
 #include "fft.h"
 
 #if !defined(SCS_Y)
@@ -25,6 +26,47 @@ struct InRow {
     __device__ long long address() const { return (blockIdx.x * SCS_LINES + row) * static_cast<long long>(SCS_X) + x; }
     __device__ bool there() const { return static_cast<int>(blockIdx.x) * SCS_LINES + row < SCS_Y; }
 };
+
+/* Number `item` of SCS_LINES neighboring columns: where it lies between the passes, and which frequency it is. */
+struct InColumn {
+    int y, x;
+    __device__ explicit InColumn(int item) : y(item / SCS_LINES), x(blockIdx.x * SCS_LINES + item % SCS_LINES) {}
+    __device__ bool there() const { return x < SCS_X; }
+    __device__ long long address() const { return y * static_cast<long long>(SCS_X) + x; }
+    __device__ long long frequency() const
+    {
+        return scs::frequency<SCS_Y>(y) * static_cast<long long>(SCS_X) + scs::frequency<SCS_X>(x);
+    }
+};
+
+/* The plane of this block's coil and slice, between the passes and outside. */
+__device__ long long plane_between() { return (blockIdx.z * static_cast<long long>(gridDim.y) + blockIdx.y) * PLANE; }
+__device__ long long plane_outside(long long slices)
+{
+    return ((blockIdx.z / slices * gridDim.y + blockIdx.y) * slices + blockIdx.z % slices) * PLANE;
+}
+
+template <class Weight>
+__device__ const Weight* weights_here(const Weight* weights, long long slices, long long weight_slices)
+{
+    return weights + (weight_slices == 1 ? 0 : blockIdx.z % slices) * PLANE;
+}
+
+__device__ void load_columns(const Number* plane, Number* work)
+{
+    for (int item = threadIdx.x; item < SCS_Y * SCS_LINES; item += SCS_THREADS) {
+        const InColumn at(item);
+        work[item] = at.there() ? plane[at.address()] : Number{0, 0};
+    }
+}
+
+__device__ void store_columns(const Number* work, Number* plane)
+{
+    for (int item = threadIdx.x; item < SCS_Y * SCS_LINES; item += SCS_THREADS) {
+        const InColumn at(item);
+        if (at.there()) plane[at.address()] = work[item];
+    }
+}
 
 }  // namespace
 
@@ -53,27 +95,52 @@ extern "C" __global__ void __launch_bounds__(SCS_THREADS)
     scs_columns(const float* weights, const Number* roots, Number* kspace, long long slices, long long weight_slices)
 {
     SCS_DYNAMIC_SHARED(Number, work);
-    Number* plane = kspace + (blockIdx.z * static_cast<long long>(gridDim.y) + blockIdx.y) * PLANE;
-    const float* own = weights + (weight_slices == 1 ? 0 : blockIdx.z % slices) * PLANE;
-    const int first = blockIdx.x * SCS_LINES;
-    for (int item = threadIdx.x; item < SCS_Y * SCS_LINES; item += SCS_THREADS) {
-        const int column = first + item % SCS_LINES;
-        work[item] = column < SCS_X ? plane[item / SCS_LINES * static_cast<long long>(SCS_X) + column] : Number{0, 0};
-    }
+    Number* plane = kspace + plane_between();
+    const float* own = weights_here(weights, slices, weight_slices);
+    load_columns(plane, work);
     __syncthreads();
     scs::transform<SCS_Y, SCS_LINES>(work, roots);
     for (int item = threadIdx.x; item < SCS_Y * SCS_LINES; item += SCS_THREADS) {
-        const int column = first + item % SCS_LINES;
-        if (column >= SCS_X) continue;
-        const int y = scs::frequency<SCS_Y>(item / SCS_LINES), x = scs::frequency<SCS_X>(column);
-        work[item] = scs::scale(work[item], own[y * static_cast<long long>(SCS_X) + x]);
+        const InColumn at(item);
+        if (at.there()) work[item] = scs::scale(work[item], own[at.frequency()]);
     }
     __syncthreads();
     scs::transform_back<SCS_Y, SCS_LINES>(work, roots);
+    store_columns(work, plane);
+}
+
+/* The same grid. kspace, between the passes, to out = weights times k-space. */
+extern "C" __global__ void __launch_bounds__(SCS_THREADS)
+    scs_columns_forward(const Number* weights, const Number* roots, const Number* kspace, Number* out, long long slices,
+                        long long weight_slices)
+{
+    SCS_DYNAMIC_SHARED(Number, work);
+    const Number* own = weights_here(weights, slices, weight_slices);
+    load_columns(kspace + plane_between(), work);
+    __syncthreads();
+    scs::transform<SCS_Y, SCS_LINES>(work, roots);
+    Number* plane = out + plane_outside(slices);
     for (int item = threadIdx.x; item < SCS_Y * SCS_LINES; item += SCS_THREADS) {
-        const int column = first + item % SCS_LINES;
-        if (column < SCS_X) plane[item / SCS_LINES * static_cast<long long>(SCS_X) + column] = work[item];
+        const InColumn at(item);
+        if (at.there()) plane[at.frequency()] = own[at.frequency()] * work[item];
     }
+}
+
+/* The same grid. conj(weights) times k-space to `between`, ready for scs_rows_back. */
+extern "C" __global__ void __launch_bounds__(SCS_THREADS)
+    scs_columns_back(const Number* weights, const Number* roots, const Number* kspace, Number* between, long long slices,
+                     long long weight_slices)
+{
+    SCS_DYNAMIC_SHARED(Number, work);
+    const Number* own = weights_here(weights, slices, weight_slices);
+    const Number* plane = kspace + plane_outside(slices);
+    for (int item = threadIdx.x; item < SCS_Y * SCS_LINES; item += SCS_THREADS) {
+        const InColumn at(item);
+        work[item] = at.there() ? scs::conj_times(own[at.frequency()], plane[at.frequency()]) : Number{0, 0};
+    }
+    __syncthreads();
+    scs::transform_back<SCS_Y, SCS_LINES>(work, roots);
+    store_columns(work, between + plane_between());
 }
 
 /* Grid: row tiles, 1, batch times slices. The sum over coils stays in registers and is written once. */

@@ -24,13 +24,23 @@ def fourier_back():
 
 def lines():
     maps, x = torch.ones(2, 1, 12, 3, dtype=torch.complex64), torch.ones(1, 12, 3, dtype=torch.complex64)
-    return sense_device.lines_solve(maps, torch.ones(12), x, torch.zeros_like(x), -2, 0.1, 2)
+    kspace, weights = torch.ones(1, 2, 1, 12, 3, dtype=torch.complex64), torch.ones(12, dtype=torch.complex64)
+    return [
+        *sense_device.lines_solve(maps, torch.ones(12), x, torch.zeros_like(x), -2, 0.1, 2),
+        *sense_device.lines_forward(maps, weights, x[None], kspace, -2),
+        *sense_device.lines_adjoint(maps, weights, kspace, x[None], -2),
+    ]
 
 
 def planes():
     maps, x = torch.ones(2, 1, 12, 12, dtype=torch.complex64), torch.ones(1, 12, 12, dtype=torch.complex64)
     kspace = torch.zeros(1, 2, 12, 12, dtype=torch.complex64)
-    return sense_device.planes_gram(maps, torch.ones(1, 12, 12), x, kspace, torch.zeros_like(x))
+    weights, outside = torch.ones(1, 12, 12, dtype=torch.complex64), torch.ones(2, 1, 12, 12, dtype=torch.complex64)
+    return [
+        *sense_device.planes_gram(maps, torch.ones(1, 12, 12), x, kspace, torch.zeros_like(x)),
+        *sense_device.planes_forward(maps, weights, x, kspace, outside),
+        *sense_device.planes_adjoint(maps, weights, outside, kspace, x),
+    ]
 
 
 def photoacoustic():

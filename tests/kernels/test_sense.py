@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scanside.kernels import native, sense, sense_device
+from scanside.kernels import device, native, sense, sense_device
 
 TOLERANCE = 1e-6
 lengths = st.sampled_from([1, 2, 3, 4, 5, 8, 9, 12, 16, 20, 27, 32, 40, 48])
@@ -180,6 +180,44 @@ def test_lines_in_cuda(emulate, axis, shape, coils, batch):
     assert not emulate(*sense_device.lines_solve(maps / 8, weights, x, solved, axis, 0.05, 6))
     kernel = sense.lines(maps / 8, axis)
     assert error(solved, kernel.solve(kernel.real_weights(weights), x, 6, 0.05, start)) <= 1e-4
+
+
+@pytest.fixture
+def emulated(emulate, monkeypatch):
+    """Launches of whoever computes on a device run emulated."""
+    monkeypatch.setattr(device, "launch", lambda *launches: emulate(*launches))
+
+
+@pytest.mark.parametrize(("axis", "shape", "coils", "batch"), [(-2, (2, 12, 5), 2, 2), (-3, (10, 2, 3), 3, 1)])
+def test_operator_and_adjoint_of_lines_in_cuda(emulated, axis, shape, coils, batch):
+    maps, x, y = random(coils, *shape), random(batch, *shape, seed=1), random(batch, coils, *shape, seed=2)
+    weights = weights_for((axis,), shape, 1, 3, real=False)
+    kernel = sense_device.DeviceLines(maps, axis)
+    packed = kernel.complex_weights(weights)
+    assert error(kernel.forward(packed, x), forward(maps, weights, x, (axis,))) <= TOLERANCE
+    assert error(kernel.adjoint(packed, y), adjoint(maps, weights, y, (axis,))) <= TOLERANCE
+
+
+@pytest.mark.parametrize(("shape", "coils", "batch", "slices"), [((1, 16, 12), 2, 1, 1), ((2, 6, 10), 1, 2, 2)])
+def test_operator_and_adjoint_of_planes_in_cuda(emulated, shape, coils, batch, slices):
+    maps, x, y = random(coils, *shape), random(batch, *shape, seed=1), random(batch, coils, *shape, seed=2)
+    weights = weights_for((-2, -1), shape, slices, 3, real=False)
+    kernel = sense_device.DevicePlanes(maps)
+    packed = kernel.complex_weights(weights)
+    assert error(kernel.forward(packed, x), forward(maps, weights, x, (-2, -1))) <= TOLERANCE
+    assert error(kernel.adjoint(packed, y), adjoint(maps, weights, y, (-2, -1))) <= TOLERANCE
+
+
+def test_planes_are_solved_and_differentiated_in_cuda(emulated):
+    maps, x = random(2, 2, 6, 10) / 8, random(2, 6, 10, seed=1)
+    weights, kernel = positive(6, 10, seed=2), sense_device.DevicePlanes(maps)
+    packed, own = kernel.real_weights(weights), sense.planes(maps)
+    for initial in (None, random(2, 6, 10, seed=4)):
+        expected = own.solve(own.real_weights(weights), x, 4, 0.05, initial)
+        assert error(kernel.solve(packed, x, 4, 0.05, initial), expected) <= 1e-4
+    asked = x.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(kernel.gram(packed, asked), asked, random(2, 6, 10, seed=5))
+    assert error(gradient, gram(maps, weights, random(2, 6, 10, seed=5), (-2, -1))) <= TOLERANCE
 
 
 @pytest.mark.parametrize(("shape", "coils", "batch", "slices"), [((1, 16, 12), 2, 1, 1), ((2, 6, 10), 1, 2, 2)])
