@@ -348,6 +348,7 @@ def run(
         "scanside train mine.toml --data scans -P training.steps=5000 -P network.blocks=2",
         "scanside train mri/online --data images -o my-prior --through-loop --weights base.safetensors",
         "scanside train pat/online -o my-prior -P training.scenes=800",
+        "scanside train mri/cm_dm --stage 2 --data images -o without-center",
     )
 )
 def train(
@@ -366,6 +367,7 @@ def train(
     through_loop: Annotated[
         bool, typer.Option("--through-loop", help="Train through the reconstruction loop, for few evaluations.")
     ] = False,
+    stage: Annotated[int, typer.Option(min=1, help="Train the prior of this stage of the configuration.")] = 1,
     weights: Annotated[str, typer.Option(help="Weights to begin with: shipped ones by name, or a file.")] = "",
     held_out: Annotated[
         float, typer.Option(min=0, max=0.9, help="Share of the images, the last ones, kept for validation.")
@@ -385,6 +387,7 @@ def train(
         overrides=pairs(values, "-P"),
         folders=configs or (),
         through_loop=through_loop,
+        stage=stage,
         weights=weights,
         held_out=held_out,
         save_every=save_every,

@@ -17,6 +17,8 @@ from torch import Tensor
 
 __all__ = ["PUBLISHED_EFFORT", "estimates", "foreign_method", "system_methods"]
 
+_OF_ONE_FAMILY = ("hkgm", "cm_dm", "dp_mdm_1", "dp_mdm_2", "dp_mdm_3", "dp_mdm_4")
+_THREE_CORRECTORS: dict[str, Value] = {"sampler.steps": 1, "sampler.noise_copies": 3, "sampler.input_noise": 0.15}
 PUBLISHED_EFFORT: dict[str, dict[str, Value]] = {
     "mri/hggdp": {"sampler.steps": 80, "sampler.relaxation": 0.015},
     "mri/ugm_pi": {"sampler.steps": 30, "sampler.relaxation": 0.1},
@@ -30,6 +32,13 @@ PUBLISHED_EFFORT: dict[str, dict[str, Value]] = {
     },
     "mri/edmsprec": {"sampler.levels": 300, "sampler.noise_copies": 3},
     "mri/ebmrec": {"sampler.levels": 300, "sampler.noise_copies": 8},
+    "mri/ki_ebm": {"sampler.levels": 20, "sampler.noise_copies": 8},
+    "mri/gm_sde": {"sampler.levels": 800},
+    "mri/dds": {"sampler.levels": 99},
+    "mri/wkgm": {"sampler.levels": 1000, "sampler.steps": 1},
+    "mri/svd_wkgm": {"sampler.levels": 1000, "sampler.steps": 1},
+    "mri/sub_dm": {"sampler.levels": 50, **_THREE_CORRECTORS},
+    **{f"mri/{name}": {"sampler.levels": 1000, **_THREE_CORRECTORS} for name in _OF_ONE_FAMILY},
 }
 """What makes a configuration spend as many network evaluations as its publication."""
 EFFORTS = {"mri/online": (4, 8), "mri/online_undistilled": (4, 8)}
@@ -62,8 +71,8 @@ def foreign_method(weights: str) -> Method:
 
 
 def _fits(config: SystemConfig, kind: str) -> bool:
-    """Low rank is over coils."""
-    return kind == "multi" or all(stage.constraint.kind != "low_rank" for stage in config.stages)
+    """Low rank over coils adds nothing for one coil; SVD-WKGM then is WKGM. Frames are no matter of these cases."""
+    return config.reconstruction.frames == 1 and (kind == "multi" or config.name != "mri/svd_wkgm")
 
 
 def _run(config: SystemConfig, case: Case) -> tuple[Tensor, int]:

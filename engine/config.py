@@ -100,6 +100,8 @@ class ReconstructionConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=Tr
     """L2 weight of SENSE, relative to the largest eigenvalue; threshold of `l1_espirit` and `total_variation`."""
     kernel: tuple[KernelSize, KernelSize] = (5, 4)
     """GRAPPA kernel: readout points, acquired lines."""
+    frames: Annotated[int, msgspec.Meta(ge=1, le=64)] = 1
+    """`prior`: reconstruct the last so many frames of a slice together; the newest is given out."""
     warm_start: bool = False
     """`prior`: begin at the last frame of the same slice."""
     deadline_ms: Annotated[float, msgspec.Meta(ge=0)] = 0.0

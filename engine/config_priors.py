@@ -46,8 +46,8 @@ class SamplerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     usual names."""
     levels: Count = 8
     """Noise levels, or iterations where the level does not change."""
-    steps: Count = 1
-    """Steps at each level (annealed Langevin), or corrector steps (predictor-corrector)."""
+    steps: Annotated[int, msgspec.Meta(ge=0, le=100000)] = 1
+    """Steps at each level (annealed Langevin), or corrector steps (predictor-corrector), of which there may be none."""
     sigma: tuple[Positive, Positive] = (0.15, 0.01)
     """First and last noise level, for images of greatest magnitude 1."""
     spacing: Literal["geometric", "edm", "cosine"] = "geometric"
@@ -82,9 +82,12 @@ class PriorConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     """Shipped weights by name, or the path of a safetensors file with its model card beside it."""
     sigma: Amount = 0.0
     """Noise level that the network is told, whatever the schedule says; 0: that of the schedule."""
-    domain: Literal["own", "image"] = "own"
+    sigma_range: tuple[Positive, Positive] | None = None
+    """First and last noise level of this stage, in units of its domain; the levels between go as those of the schedule do."""
+    domain: Literal["own", "image", "filtered"] = "own"
     """`own`: the network knows the domain of the transform; `image`: it knows plain images, which serves every transform
-    that keeps lengths (see `scanside.engine.priors.transforms.image_prior`)."""
+    that keeps lengths; `filtered`: it knows images that the k-space weights and the window filtered, which is weighted
+    k-space after an inverse Fourier transform (see `scanside.engine.priors.domains`)."""
 
 
 class DataConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -106,18 +109,27 @@ class ConstraintConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, 
     """What else is asked of the estimate."""
 
     kind: Literal["none", "low_rank", "clip"] = "none"
-    """`low_rank`: of the Hankel matrix of k-space over all coils (SAKE); `clip`: real and imaginary part to +- limit."""
+    """`low_rank`: of the Hankel matrix of k-space over all coils (SAKE) or frames; `clip`: real and imaginary part to
+    +- limit."""
+    over: Literal["coils", "frames"] = "coils"
+    """Of `low_rank`: what stands side by side in the Hankel matrix; frames are those of `reconstruction.frames`."""
     window: Annotated[int, msgspec.Meta(ge=2, le=32)] = 6
     rank: Annotated[int, msgspec.Meta(ge=1)] = 54
+    """Of `low_rank`; one of window^2 times the number of coils or more asks nothing, so one coil alone is left as it is."""
     limit: Positive = 1.0
+    each_move: bool = False
+    """Ask after each move of a level, predictor and correctors, not only after the last."""
+    data_after: bool = False
+    """Bring the data in once more after."""
 
 
 class TransformConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """The domain of a prior."""
 
-    kind: Literal["image", "haar", "kspace", "kspace_haar", "arc"] = "image"
-    """The image; its undecimated Haar bands; weighted k-space without its center; Haar bands of k-space; the signals of a ring
-    without the third of it that is furthest from what was measured."""
+    kind: Literal["image", "haar", "kspace", "kspace_haar", "filtered", "arc"] = "image"
+    """The image; its undecimated Haar bands; weighted k-space without its center; Haar bands of k-space; the image that
+    k-space weights and window filter; the signals of a ring without the third of it that is furthest from what was
+    measured."""
     copies: Annotated[int, msgspec.Meta(ge=1, le=16)] = 1
     """How often the channels are repeated."""
     split: bool = False
@@ -170,7 +182,7 @@ class TrainingConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     steps: Annotated[int, msgspec.Meta(ge=1)] = 30000
     batch: Annotated[int, msgspec.Meta(ge=1, le=4096)] = 16
     crop: Annotated[int, msgspec.Meta(ge=8, le=2048)] = 96
-    """Pixels per side of the patches; whole images where they are smaller."""
+    """Pixels per side of the patches. Domains such as k-space are those of whole images; patches are cut from them after."""
     learning_rate: Positive = 6e-4
     rise: Annotated[int, msgspec.Meta(ge=1)] = 200
     """Steps over which the rate rises to its value."""
@@ -202,4 +214,10 @@ class TrainingConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     """Through the loop: fewest and most steps of a run, whatever `sampler.levels` says."""
     scenes: Annotated[int, msgspec.Meta(ge=2, le=100000)] = 800
     """Photoacoustics: simulated scenes to train on."""
+    images: Annotated[int, msgspec.Meta(ge=0)] = 0
+    """Train on the first so many images only; 0: on all."""
+    hankel_window: Annotated[int, msgspec.Meta(ge=0, le=32)] = 0
+    """Cut patches from the Hankel matrix of windows of so many points per side, in place of the planes (HKGM); 0: do not."""
+    hankel_coils: Annotated[int, msgspec.Meta(ge=1, le=64)] = 8
+    """Simulated coils of that matrix."""
     seed: int = 0

@@ -19,8 +19,10 @@ from scanside.adapters.files.png import write_png
 from scanside.adapters.files.training_images import read_training_images
 from scanside.adapters.process import tune_process
 from scanside.engine.config import ConfigStore, SystemConfig, read_config, with_overrides
+from scanside.engine.config_priors import StageConfig, TransformConfig
 from scanside.engine.errors import ConfigError
 from scanside.engine.priors.denoiser import Denoiser
+from scanside.engine.priors.domains import network_domain, network_planes
 from scanside.engine.priors.photoacoustic_training import PhotoacousticTrainer, simulate
 from scanside.engine.priors.storage import ModelCard, load_weights, read_checkpoint, save_weights, write_whole
 from scanside.engine.priors.through_loop import LoopTrainer
@@ -35,7 +37,10 @@ __all__ = ["TrainOptions", "run_training"]
 
 _SIGMAS = (0.02, 0.05, 0.1)
 """Noise levels at which the model card tells the error."""
-_SHOWN = 0.1
+_SHARES = (0.2, 0.5, 1.0)
+"""The same for domains other than the image, in standard deviations of the data."""
+_WIDEST = 512
+"""Planes for validation are no larger than this."""
 
 
 class TrainOptions(msgspec.Struct, frozen=True, kw_only=True):
@@ -49,6 +54,8 @@ class TrainOptions(msgspec.Struct, frozen=True, kw_only=True):
     overrides: dict[str, str] = {}
     folders: Sequence[Path] = ()
     through_loop: bool = False
+    stage: int = 1
+    """Train the prior of this stage, from 1 on."""
     weights: str = ""
     """Weights to begin with; empty: new ones."""
     held_out: float = 0.08
@@ -64,11 +71,31 @@ class _Run:
         self.options, self.config, self.console = options, config, where
         kept = min(len(images) - 1, max(1, round(options.held_out * len(images)))) if options.held_out else 0
         self.images, self.validation = images[: len(images) - kept], images[len(images) - kept :]
+        self.subjects = f"all but the last {kept} images"
+        self.domain, self.count = TransformConfig(), len(self.images)
+        if config.stages and config.kind == "mri" and not options.through_loop:
+            self._take_to_domain(_stage(config, options.stage))
         self.trainer = self._trainer()
         self.checkpoint = options.out / "checkpoint.safetensors"
         if self.checkpoint.exists():
             self.trainer.restore(read_checkpoint(self.checkpoint))
             where.print(f"going on at step {self.trainer.done}")
+
+    def _take_to_domain(self, stage: StageConfig) -> None:
+        """Images as the network of the stage sees them; what is trained on and what is kept stay apart."""
+        settings = self.config.training
+        self.domain = network_domain(stage)
+        self.count = min(self.count, settings.images or self.count)
+        self.images = network_planes(self.images, stage, settings)
+        self.validation = [_middle(plane) for plane in network_planes(self.validation[:4], stage, settings)]
+
+    @property
+    def levels(self) -> tuple[float, ...]:
+        """Noise levels at which the model card tells the error."""
+        if self.domain == TransformConfig():
+            return _SIGMAS
+        spread = self.trainer.denoiser.sigma_data
+        return tuple(float(f"{share * spread:.2g}") for share in _SHARES)
 
     def _trainer(self) -> Trainer:
         config, settings = self.config, self.config.training
@@ -82,7 +109,7 @@ class _Run:
             return PhotoacousticTrainer(denoiser, self.images, settings, config.stages, config.sampler)
         if self.options.through_loop:
             return LoopTrainer(denoiser, self.images, settings, config.stages, config.sampler)
-        return Trainer(denoiser, self.images, settings, config.stages[0].transform if config.stages else None)
+        return Trainer(denoiser, self.images, settings, slopes=self.domain == TransformConfig())
 
     def go(self, progress: Progress, task: TaskID) -> None:
         """Train to the last step; what was reached is kept however this ends."""
@@ -105,17 +132,17 @@ class _Run:
         write_whole(self.checkpoint, written_tensors(self.trainer.state()))
         averaged = self.trainer.averaged()
         card = save_weights(self.options.out / f"{self.options.name}.safetensors", averaged, self._card(averaged))
-        if self.validation and self.trainer.embed is None and self.config.kind == "mri":
+        if self.config.kind == "mri" and self.validation and self.validation[0].shape[0] == 2:
             self._picture(averaged)
         return card
 
     def _card(self, averaged: Denoiser) -> ModelCard:
         settings, some = self.config.training, self.validation[:4]
         metrics = {}
-        if some and self.trainer.embed is None and self.config.kind == "mri":
+        if some and self.config.kind == "mri":
             found = {
                 sigma: [validation_errors(averaged, image[None], (sigma,))[sigma] for image in some]
-                for sigma in _SIGMAS
+                for sigma in self.levels
             }
             metrics = {f"rmse_over_sigma_{sigma:g}": round(statistics.fmean(v), 4) for sigma, v in found.items()}
         return ModelCard(
@@ -125,10 +152,10 @@ class _Run:
             precondition=averaged.precondition,
             sigma_data=averaged.sigma_data,
             sigma=settings.sigma,
-            transform=_domain(self.config),
+            transform=domain_of(self.config.stages) if self.config.kind == "pat" else _described(self.domain),
             data=self.options.data.name if self.options.data else "simulated scenes: vessels, discs, tissue",
-            subjects=f"all but the last {len(self.validation)} images",
-            images=len(self.images),
+            subjects=self.subjects,
+            images=self.count,
             steps=self.trainer.done,
             batch=settings.batch,
             seed=settings.seed,
@@ -139,19 +166,31 @@ class _Run:
 
     def _picture(self, averaged: Denoiser) -> None:
         """Clean, noisy and denoised, side by side."""
-        clean = self.validation[0].float()
+        clean, level = self.validation[0].float(), self.levels[-1]
         generator = torch.Generator().manual_seed(0)
-        noisy = clean + _SHOWN * torch.randn(clean.shape, generator=generator)
+        noisy = clean + level * torch.randn(clean.shape, generator=generator)
         with torch.no_grad():
-            found = averaged(noisy[None], torch.tensor([_SHOWN]))[0]
+            found = averaged(noisy[None], torch.tensor([level]))[0]
         shown = [np.hypot(*image.numpy()) for image in (clean, noisy, found)]
         write_png(self.options.out / "sample.png", np.concatenate(shown, axis=1), (0.0, float(shown[0].max())))
 
 
-def _domain(config: SystemConfig) -> str:
-    if config.kind == "pat":
-        return domain_of(config.stages)
-    return config.stages[0].transform.kind if config.stages else "image"
+def _stage(config: SystemConfig, number: int) -> StageConfig:
+    if not 1 <= number <= len(config.stages):
+        raise ConfigError(f"--stage {number}: {config.name} has stages 1 to {len(config.stages)}")
+    return config.stages[number - 1]
+
+
+def _middle(plane: Tensor) -> Tensor:
+    top, left = (max(0, size - _WIDEST) // 2 for size in plane.shape[-2:])
+    return plane[:, top : top + _WIDEST, left : left + _WIDEST]
+
+
+def _described(domain: TransformConfig) -> str:
+    """What is not as in a plain image, in one line."""
+    plain = msgspec.to_builtins(TransformConfig())
+    changed = {key: value for key, value in msgspec.to_builtins(domain).items() if value != plain[key]}
+    return ", ".join(f"{key} {value}" for key, value in changed.items()) or "image"
 
 
 def _spread(images: Sequence[Tensor]) -> float:

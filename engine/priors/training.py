@@ -13,10 +13,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..config_priors import TrainingConfig, TransformConfig
+from ..config_priors import TrainingConfig
 from ..errors import ConfigError
 from .denoiser import Denoiser
-from .transforms import Transform
+from .domains import random_phase
 
 __all__ = ["Trainer", "augmented", "validation_errors"]
 
@@ -43,23 +43,17 @@ def _patch(image: Tensor, size: int, generator: torch.Generator, *, turn: bool) 
     return patch
 
 
-def _phase(batch: Tensor, generator: torch.Generator) -> Tensor:
-    """Turn complex images (N, 2 m, H, W), as pairs of real and imaginary part, by random phases with a random slope."""
-    count, channels, height, width = batch.shape
-    start, down, right = (_uniform(count, -math.pi, math.pi, generator).reshape(-1, 1, 1) for _ in range(3))
-    rows, columns = torch.arange(height).reshape(1, -1, 1) / 128, torch.arange(width).reshape(1, 1, -1) / 128
-    angle = (start + down * rows + right * columns)[:, None]
-    pairs = batch.reshape(count, channels // 2, 2, height, width)
-    real, imaginary, c, s = pairs[:, :, 0], pairs[:, :, 1], angle.cos(), angle.sin()
-    return torch.stack([c * real - s * imaginary, s * real + c * imaginary], 2).reshape(batch.shape)
+def augmented(
+    images: Sequence[Tensor] | Tensor, config: TrainingConfig, generator: torch.Generator, *, slopes: bool = True
+) -> Tensor:
+    """A batch (batch, C, crop, crop) float32 drawn from images (C, H, W): cropped, turned, rescaled, with random phase.
 
-
-def augmented(images: Sequence[Tensor] | Tensor, config: TrainingConfig, generator: torch.Generator) -> Tensor:
-    """A batch (batch, C, crop, crop) float32 drawn from images (C, H, W): cropped, turned, rescaled, with random phase."""
+    slopes: whether the phase may rise along an axis.
+    """
     chosen = torch.randint(0, len(images), (config.batch,), generator=generator)
     batch = torch.stack([_patch(images[i], config.crop, generator, turn=config.turn) for i in chosen.tolist()])
-    if config.phase and batch.shape[1] % 2 == 0:
-        batch = _phase(batch, generator)
+    if config.phase and batch.shape[1] == 2:
+        batch = random_phase(batch, generator, slopes=slopes)
     low, high = (math.log(s) for s in config.scale)
     return batch * _uniform(config.batch, low, high, generator).exp().reshape(-1, 1, 1, 1)
 
@@ -67,9 +61,9 @@ def augmented(images: Sequence[Tensor] | Tensor, config: TrainingConfig, generat
 class Trainer:
     """One network, its moving average and its optimizer, a step at a time.
 
-    images: each (C, H, W), any float type, scaled to greatest magnitude 1, C = 2 for real and imaginary part. transform: the
-    domain that the prior is trained in, if it is not that of the images. Raises `ConfigError` where they do not fit the
-    network.
+    images: each (C, H, W), any float type, scaled to greatest magnitude 1, C = 2 for real and imaginary part, or planes of
+    another domain (`domains.network_planes`), and then with slopes = False. Raises `ConfigError` where they do not fit
+    the network.
     """
 
     def __init__(
@@ -77,12 +71,10 @@ class Trainer:
         denoiser: Denoiser,
         images: Sequence[Tensor] | Tensor,
         config: TrainingConfig,
-        transform: TransformConfig | None = None,
+        *,
+        slopes: bool = True,
     ) -> None:
-        self.denoiser, self.images, self.config = denoiser, images, config
-        self.embed: Transform | None = None
-        if transform is not None and transform != TransformConfig():
-            self.embed = Transform(transform, (config.crop, config.crop))
+        self.denoiser, self.images, self.config, self.slopes = denoiser, images, config, slopes
         for parameter in denoiser.parameters():
             parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
         self._check()
@@ -99,19 +91,14 @@ class Trainer:
         smallest = min(min(image.shape[-2:]) for image in self.images)
         if crop > smallest:
             raise ConfigError(f"training.crop = {crop}: the smallest image has {smallest} pixels per side; crop less")
-        if crop % multiple and self.embed is None:
+        if crop % multiple:
             raise ConfigError(f"training.crop = {crop}: this network needs a multiple of {multiple}")
-        found, wanted = self._channels(), self.denoiser.network.config.channels  # type: ignore[union-attr]
+        found, wanted = int(self.images[0].shape[0]), self.denoiser.network.config.channels  # type: ignore[union-attr]
         if found != wanted:
             raise ConfigError(f"network.channels = {wanted}: images in this domain have {found} channels")
         low, high = self.config.sigma
         if low >= high:
             raise ConfigError(f"training.sigma = [{low}, {high}]: the first must be less than the second")
-
-    def _channels(self) -> int:
-        if self.embed is None:
-            return int(self.images[0].shape[0])
-        return self.embed.channels
 
     def rate(self) -> float:
         """Learning rate of the next step."""
@@ -143,9 +130,7 @@ class Trainer:
 
     def loss(self, generator: torch.Generator) -> Tensor:
         """Of one batch: the denoiser's squared error, weighted as the configuration says."""
-        clean = augmented(self.images, self.config, generator)
-        if self.embed is not None:
-            clean = self.embed.forward(torch.complex(clean[:, 0], clean[:, 1]))
+        clean = augmented(self.images, self.config, generator, slopes=self.slopes)
         sigma = self.sigmas(len(clean), generator)
         noise = torch.randn(clean.shape, generator=generator)
         s = sigma.reshape(-1, 1, 1, 1)

@@ -9,20 +9,20 @@ frequency 0, whose weight is 0.
 from __future__ import annotations
 
 import abc
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 from ..config_priors import TransformConfig
-from ..errors import ConfigError
 from ..operators.cartesian import Fourier
 from ..operators.linear import LinearOperator
-from .denoiser import DenoiseFunction
 
 __all__ = [
     "ANALYSES",
     "Analysis",
+    "Filtered",
     "ImagePlanes",
     "Kspace",
     "KspaceHaar",
@@ -30,7 +30,6 @@ __all__ = [
     "UndecimatedHaar",
     "haar_merge",
     "haar_split",
-    "image_prior",
     "kspace_weights",
     "window_mask",
 ]
@@ -126,22 +125,32 @@ class Kspace(Analysis):
 
     def inverse(self, planes: Tensor, before: Tensor) -> Tensor:
         """Divide by the weights where they are not 0."""
-        fourier, weights = self._parts(planes)
+        fourier, weights = self.parts(planes)
         kspace = torch.where(weights > 0, planes.squeeze(-3) / weights, fourier(before))
         return fourier.H(kspace)
 
     def _forward(self, x: Tensor) -> Tensor:
-        fourier, weights = self._parts(x)
+        fourier, weights = self.parts(x)
         return (fourier(x) * weights).unsqueeze(-3)
 
     def _backward(self, y: Tensor) -> Tensor:
-        fourier, weights = self._parts(y)
+        fourier, weights = self.parts(y)
         return fourier.H(y.squeeze(-3) * weights)
 
-    def _parts(self, like: Tensor) -> tuple[Fourier, Tensor]:
-        key = (like.dtype, like.device)
+    def merged(self, planes: Tensor) -> Tensor:
+        """Weighted k-space (*batch, y, x) of planes (*batch, *range)."""
+        return planes.squeeze(-3)
+
+    def split(self, kspace: Tensor) -> Tensor:
+        """Planes of weighted k-space, the inverse of `merged`."""
+        return kspace.unsqueeze(-3)
+
+    def parts(self, like: Tensor) -> tuple[Fourier, Tensor]:
+        """The orthonormal transform, and the weights of the plain one, for tensors of this kind."""
+        dtype = like.dtype if like.is_complex() else torch.promote_types(like.dtype, torch.complex64)
+        key = (dtype, like.device)
         if key not in self._fourier:
-            self._fourier[key] = Fourier(self.domain, dtype=like.dtype, device=like.device)
+            self._fourier[key] = Fourier(self.domain, dtype=dtype, device=like.device)
         # sqrt(N) turns the orthonormal transform into the plain one, whose scale the published constants are for.
         scale = (self.domain[0] * self.domain[1]) ** 0.5
         return self._fourier[key], (self._weights * scale).to(like.device, like.real.dtype)
@@ -165,20 +174,74 @@ class KspaceHaar(Analysis):
 
     def inverse(self, planes: Tensor, before: Tensor) -> Tensor:
         """Merge the bands, then as `Kspace`."""
-        return self._kspace.inverse(haar_merge(planes, self.domain).unsqueeze(-3), before)
+        return self._kspace.inverse(self.merged(planes).unsqueeze(-3), before)
+
+    @property
+    def weights(self) -> Tensor:
+        """Those of `Kspace`."""
+        return self._kspace.weights
+
+    def parts(self, like: Tensor) -> tuple[Fourier, Tensor]:
+        """Those of `Kspace`."""
+        return self._kspace.parts(like)
+
+    def merged(self, planes: Tensor) -> Tensor:
+        """Weighted k-space (*batch, y, x) of the bands (*batch, *range)."""
+        return haar_merge(planes, self.domain)
+
+    def split(self, kspace: Tensor) -> Tensor:
+        """Bands of weighted k-space, the inverse of `merged`."""
+        return haar_split(kspace)
 
     def _forward(self, x: Tensor) -> Tensor:
-        return haar_split(self._kspace(x).squeeze(-3))
+        return self.split(self._kspace(x).squeeze(-3))
 
     def _backward(self, y: Tensor) -> Tensor:
         return self._kspace.H(haar_merge(y, self.domain).unsqueeze(-3))
 
 
-ANALYSES: dict[str, type[ImagePlanes] | type[UndecimatedHaar] | type[Kspace] | type[KspaceHaar]] = {
+class Filtered(Analysis):
+    """The image that the weights and the window of `Kspace` filter: F^H W (1 - window) F z, F orthonormal.
+
+    `Kspace` after an inverse transform and without its factor sqrt(N): white noise here is white noise there, and the filter
+    is one of cycles per pixel, the same for images of any size.
+    """
+
+    def __init__(self, shape: Sequence[int], config: TransformConfig | None = None) -> None:
+        self._kspace = Kspace(shape, config)
+        super().__init__(shape, (1, *shape))
+
+    @property
+    def gain(self) -> float | None:
+        """1 where nothing is filtered."""
+        return None if self._kspace.gain is None else 1.0
+
+    def inverse(self, planes: Tensor, before: Tensor) -> Tensor:
+        """Divide k-space by the weights where they are not 0."""
+        return self._kspace.inverse(self._transformed(planes), before)
+
+    def _forward(self, x: Tensor) -> Tensor:
+        fourier, weights = self._kspace.parts(x)
+        return fourier.H(fourier(x) * weights).unsqueeze(-3) / self._root
+
+    def _backward(self, y: Tensor) -> Tensor:
+        return self._kspace.H(self._transformed(y)) / self._root**2
+
+    def _transformed(self, planes: Tensor) -> Tensor:
+        fourier, _ = self._kspace.parts(planes)
+        return fourier(planes) * self._root
+
+    @property
+    def _root(self) -> float:
+        return math.sqrt(self.domain[0] * self.domain[1])
+
+
+ANALYSES: dict[str, Callable[[Sequence[int], TransformConfig | None], Analysis]] = {
     "image": ImagePlanes,
     "haar": UndecimatedHaar,
     "kspace": Kspace,
     "kspace_haar": KspaceHaar,
+    "filtered": Filtered,
 }
 """Analyses by the name that a configuration calls them."""
 
@@ -203,47 +266,24 @@ class Transform:
 
         Count is the product of the batch axes, twice that where split: first all real, then all imaginary parts.
         """
-        planes = self.analysis(image.reshape(-1, *self.analysis.domain))
-        parts = torch.cat([planes.real, planes.imag], dim=0 if self.config.split else 1)
-        return parts.repeat(1, self.config.copies, 1, 1)
+        return self.channels_of(self.analysis(image.reshape(-1, *self.analysis.domain)))
 
     def inverse(self, channels: Tensor, before: Tensor) -> Tensor:
         """Mean over the copies, then back to images of the shape of `before`, which fills in what was not seen."""
+        images = before.reshape(-1, *self.analysis.domain)
+        return self.analysis.inverse(self.planes(channels), images).reshape(before.shape)
+
+    def channels_of(self, planes: Tensor) -> Tensor:
+        """The embedding C_m of complex planes (count, planes, rows, columns)."""
+        parts = torch.cat([planes.real, planes.imag], dim=0 if self.config.split else 1)
+        return parts.repeat(1, self.config.copies, 1, 1)
+
+    def planes(self, channels: Tensor) -> Tensor:
+        """Mean over the copies as complex planes, the left inverse of `channels_of`."""
         count, wide = channels.shape[:2]
         copies = channels.reshape(count, self.config.copies, wide // self.config.copies, *channels.shape[2:])
-        parts = copies.mean(1)
-        real, imaginary = parts.chunk(2, dim=0 if self.config.split else 1)
-        planes = torch.complex(real.contiguous(), imaginary.contiguous())
-        images = before.reshape(-1, *self.analysis.domain)
-        return self.analysis.inverse(planes, images).reshape(before.shape)
-
-
-def image_prior(denoise: DenoiseFunction, transform: Transform) -> DenoiseFunction:
-    """The prior of a domain from one of plain images, exact where the transform keeps lengths, |u|^2 = a |z|^2.
-
-    Noise of level sigma on u is, for z, no more than noise of level sigma / sqrt(a) on T^+ u, since what is orthogonal to the
-    image of T tells nothing of z: so E[u | u + n] = T E[z | z + n / sqrt(a)]. Hence m copies are one image at sigma / sqrt(m),
-    the undecimated Haar bands one at sigma / 2, and k-space without weights one at sigma / sqrt(N).
-
-    denoise: of real and imaginary part as two channels. Raises `ConfigError` where the transform weighs k-space or leaves a
-    part out: such a domain needs a network of its own.
-    """
-    gain = transform.analysis.gain
-    if gain is None:
-        raise ConfigError(
-            f"prior.domain = 'image' with transform.kind = {transform.config.kind!r}: weighted or cut k-space does not keep "
-            "lengths, so it needs a network that was trained on it"
-        )
-    ratio = (gain * transform.config.copies) ** -0.5
-
-    def denoised(u: Tensor, sigma: Tensor) -> Tensor:
-        count = u.shape[0] // (2 if transform.config.split else 1)
-        nothing = u.new_zeros((count, *transform.analysis.domain), dtype=torch.promote_types(u.dtype, torch.complex64))
-        z = transform.inverse(u, nothing)
-        x = denoise(torch.stack([z.real, z.imag], 1), sigma[:count] * ratio)
-        return transform.forward(torch.complex(x[:, 0].contiguous(), x[:, 1].contiguous()))
-
-    return denoised
+        real, imaginary = copies.mean(1).chunk(2, dim=0 if self.config.split else 1)
+        return torch.complex(real.contiguous(), imaginary.contiguous())
 
 
 def kspace_weights(shape: Sequence[int], scale: float, power: float) -> Tensor:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ...kernels.coil_matrix import apply
 from ..config_priors import ConstraintConfig
+from ..errors import ConfigError
 from ..operators.hankel import Hankel, coil_matrices, image_low_rank, leading_subspace
 
 __all__ = ["CONSTRAINTS", "Constraint", "clip", "frozen_low_rank", "low_rank", "make_constraint"]
@@ -28,11 +29,29 @@ def make_constraint(config: ConstraintConfig) -> Constraint:
 def low_rank(images: Tensor, window: int, rank: int) -> Tensor:
     """Low rank of the Hankel matrix of k-space over the coils (SAKE), or over frames in their place; (*batch, coil, z, y, x).
 
-    Every slice on its own, with a subspace of its own that is found anew at each call; `frozen_low_rank` keeps one.
+    Every slice on its own, with a subspace of its own that is found anew at each call; `frozen_low_rank` keeps one. A rank of
+    window^2 coils or more is no constraint.
     """
+    if rank >= window**2 * images.shape[-4]:
+        return images
     planes = images.movedim(-4, -3)
     flat = [image_low_rank(coils, window, rank) for coils in planes.reshape(-1, *planes.shape[-3:]).unbind()]
     return torch.stack(flat).reshape(planes.shape).movedim(-3, -4)
+
+
+def _coils_low_rank(config: ConstraintConfig) -> Constraint:
+    return lambda images: low_rank(images, config.window, config.rank)
+
+
+def _frames_low_rank(config: ConstraintConfig) -> Constraint:
+    """Of frames (frame, coil, z, y, x): each coil on its own."""
+
+    def constrain(images: Tensor) -> Tensor:
+        if images.ndim < 5:
+            raise ConfigError("constraint.over = 'frames': there are none; set reconstruction.frames to 2 or more")
+        return low_rank(images.transpose(0, 1), config.window, config.rank).transpose(0, 1)
+
+    return constrain
 
 
 def frozen_low_rank(calibration: Tensor, shape: tuple[int, int], *, window: int, rank: int) -> Constraint:
@@ -53,7 +72,7 @@ def clip(images: Tensor, limit: float) -> Tensor:
 
 CONSTRAINTS: dict[str, Callable[[ConstraintConfig], Constraint]] = {
     "none": lambda _: lambda images: images,
-    "low_rank": lambda config: lambda images: low_rank(images, config.window, config.rank),
+    "low_rank": lambda config: _frames_low_rank(config) if config.over == "frames" else _coils_low_rank(config),
     "clip": lambda config: lambda images: clip(images, config.limit),
 }
 """Constraints by the name that a configuration calls them."""

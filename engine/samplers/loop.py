@@ -7,6 +7,7 @@ constraint a stage has are its configuration's business; a system is a TOML file
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import msgspec
@@ -16,7 +17,8 @@ from torch import Tensor
 from ..config_priors import SamplerConfig, StageConfig
 from ..errors import ConfigError
 from ..priors.denoiser import DenoiseFunction
-from ..priors.transforms import Transform, image_prior
+from ..priors.domains import filtered_prior, image_prior
+from ..priors.transforms import Transform
 from .consistency import DataConsistency, Measurement, make_consistency
 from .constraints import Constraint, make_constraint
 from .rules import Rule, Step, make_rule
@@ -37,7 +39,10 @@ class Estimate(msgspec.Struct, frozen=True, eq=False):
 
 
 class Stage:
-    """One stage: u = T z, the prior's move, z' = T^+ u', data consistency, constraint."""
+    """One stage: u = T z, the prior's move, z' = T^+ u', data consistency, constraint.
+
+    levels: first and last noise level of the schedule, which `prior.sigma_range` takes the place of.
+    """
 
     def __init__(
         self,
@@ -46,8 +51,9 @@ class Stage:
         transform: Transform,
         consistency: DataConsistency,
         constraint: Constraint,
+        levels: tuple[float, float] = (1.0, 1.0),
     ) -> None:
-        self.config, self.transform = config, transform
+        self.config, self.transform, self._levels = config, transform, levels
         self.consistency, self.constraint = consistency, constraint
         self._denoise, self.evaluations = denoise, 0
 
@@ -56,15 +62,33 @@ class Stage:
         self.evaluations += 1
         return self._denoise(u, sigma)
 
-    def apply(self, state: Tensor, step: Step, rule: Rule) -> tuple[Tensor, Tensor]:
-        """State and estimate after this stage, at its own noise level if it has one."""
-        told = self.config.prior.sigma
+    def apply(self, state: Tensor, steps: Sequence[Step], rule: Rule) -> tuple[Tensor, Tensor]:
+        """State and estimate after the moves of one level: a predictor and its correctors, or a single one."""
+        estimate, asked = state, self.config.constraint
+        for number, step in enumerate(map(self._own, steps), 1):
+            moved = self.transform.inverse(rule.move(self.transform.forward(state), step, self.denoise), state)
+            moved = rule.push(state, moved)
+            consistent = self.consistency(moved, step.sigma)
+            if number == len(steps) or asked.each_move:
+                consistent = self.constraint(consistent)
+                if asked.data_after:
+                    consistent = self.consistency(consistent, step.sigma)
+            state, estimate = rule.settle(state, moved, consistent, step)
+        return state, estimate
+
+    def _own(self, step: Step) -> Step:
+        """A step in the noise levels of this stage, if it has its own."""
+        told, own = self.config.prior.sigma, self.config.prior.sigma_range
         if told:
-            step = Step(told, told, corrects=step.corrects)
-        moved = self.transform.inverse(rule.move(self.transform.forward(state), step, self.denoise), state)
-        moved = rule.push(state, moved)
-        consistent = self.constraint(self.consistency(moved, step.sigma))
-        return rule.settle(state, moved, consistent, step)
+            return Step(told, told, corrects=step.corrects)
+        if own is None:
+            return step
+        first, last = self._levels
+        exponent = math.log(own[1] / own[0]) / math.log(last / first) if last != first else 1.0
+        sigma, following = (
+            own[0] * (level / first) ** exponent if level else 0.0 for level in (step.sigma, step.following)
+        )
+        return Step(sigma, following, corrects=step.corrects)
 
 
 class Program:
@@ -78,6 +102,12 @@ class Program:
             )
         if stages[0].config.branch:
             raise ConfigError("stages[0].branch = true: the first stage has none before it to branch from")
+        if sampler.rule == "annealed_langevin" and not sampler.steps:
+            raise ConfigError("sampler.steps = 0: annealed_langevin needs at least 1 at each level")
+        if sampler.rule == "mean_reverting" and any(stage.config.prior.sigma_range for stage in stages):
+            raise ConfigError(
+                "prior.sigma_range: mean_reverting has one stationary level for all stages, sampler.sigma[0]"
+            )
         if len(stages) > 1 and sampler.rule in ("ddim", "heun"):
             raise ConfigError(f"sampler.rule = {sampler.rule!r} works on one stage, the program has {len(stages)}")
 
@@ -100,21 +130,32 @@ class Program:
         rules = [make_rule(self.sampler, generator) for _ in self.stages]
         for stage, rule in zip(self.stages, rules, strict=True):
             stage.evaluations, rule.anchor = 0, stage.transform.forward(start)
-        schedule, state = rules[0].schedule(), rules[0].begin(start)
-        for index, step in enumerate(schedule, 1):
-            state, estimate = self._step(state, step, rules)
+        levels, state = _levels(rules[0].schedule()), rules[0].begin(start)
+        for index, steps in enumerate(levels, 1):
+            state, estimate = self._level(state, steps, rules)
             evaluations = sum(stage.evaluations for stage in self.stages)
-            yield Estimate(estimate, step.sigma, evaluations, index, len(schedule))
+            yield Estimate(estimate, steps[0].sigma, evaluations, index, len(levels))
 
-    def _step(self, state: Tensor, step: Step, rules: Sequence[Rule]) -> tuple[Tensor, Tensor]:
+    def _level(self, state: Tensor, steps: Sequence[Step], rules: Sequence[Rule]) -> tuple[Tensor, Tensor]:
         before = estimate = state
         for stage, rule in zip(self.stages, rules, strict=True):
             if not stage.config.branch:
                 before = state
-            after, found = stage.apply(before, step, rule)
+            after, found = stage.apply(before, steps, rule)
             share = stage.config.merge if stage.config.branch else 1.0
             state, estimate = _mixed(state, after, share), _mixed(estimate, found, share)
         return state, estimate
+
+
+def _levels(schedule: Sequence[Step]) -> list[list[Step]]:
+    """Steps with the correctors that follow them: each stage makes all of one before the next stage has its turn."""
+    levels: list[list[Step]] = []
+    for step in schedule:
+        if step.corrects and levels:
+            levels[-1].append(step)
+        else:
+            levels.append([step])
+    return levels
 
 
 def _mixed(one: Tensor, other: Tensor, share: float) -> Tensor:
@@ -138,8 +179,10 @@ def make_program(
         transform, denoise = Transform(config.transform, shape), find(config.prior.weights)
         if config.prior.domain == "image":
             denoise = image_prior(denoise, transform)
+        elif config.prior.domain == "filtered":
+            denoise = filtered_prior(denoise, transform)
         consistency, constraint = make_consistency(measured, config.data), make_constraint(config.constraint)
-        made.append(Stage(config, denoise, transform, consistency, constraint))
+        made.append(Stage(config, denoise, transform, consistency, constraint, sampler.sigma))
     return Program(made, sampler)
 
 

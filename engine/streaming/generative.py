@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import time
+from collections import deque
 from collections.abc import Iterator
 
 import msgspec
@@ -105,6 +106,10 @@ class PriorSolver:
         self._planes = matrix[0] * (coils if self.per_coil else 1)
         self._matrix = matrix
         self._before: dict[int, Tensor] = {}
+        frames = config.reconstruction.frames
+        if frames > 1 and not self.per_coil:
+            raise ConfigError(f"reconstruction.frames = {frames}: frames together need stages[0].data.kind = 'hard'")
+        self._recent: dict[int, deque[tuple[Measurement, Tensor]]] = {}
         self.cards = {stage.prior.weights: _weights(stage.prior.weights)[1] for stage in config.stages}
         self.prepare()
 
@@ -117,9 +122,10 @@ class PriorSolver:
 
     def _denoiser(self, name: str, copies: int = 1) -> DenoiseFunction:
         """By its weights, for `copies` images at once. What the transforms of a stage make of an image need not have its
-        shape; then torch runs it."""
-        stage = next(stage for stage in self.config.stages if stage.prior.weights == name)
-        if stage.transform.kind != "image" or stage.transform.split:
+        shape, and the frames of a slice grow in number; then torch runs it."""
+        stages = [stage for stage in self.config.stages if stage.prior.weights == name]
+        shaped = all(stage.transform.kind == "image" and not stage.transform.split for stage in stages)
+        if not shaped or self.config.reconstruction.frames > 1:
             module: DenoiseFunction = _weights(name)[0]
             return module
         planes = copies * self._planes
@@ -137,6 +143,7 @@ class PriorSolver:
         to start from, (z, y, x), or of each coil. where: which slice, for warm starts. deadline: monotonic time at which the
         best estimate so far has to do; one step is made in any case.
         """
+        measured, plain = self._with_recent(measured, plain, where)
         scale = float(plain.abs().flatten().kthvalue(max(1, int(0.99 * plain.numel()))).values) / BRIGHT or 1.0
         shrink = 1 / scale  # torch divides complex numbers at a tenth of the speed at which it multiplies them
         scaled = msgspec.structs.replace(measured, data=measured.data * shrink, noise=measured.noise * shrink)
@@ -161,6 +168,18 @@ class PriorSolver:
             yield result
             if done:
                 return
+
+    def _with_recent(self, measured: Measurement, plain: Tensor, where: int) -> tuple[Measurement, Tensor]:
+        """Data and plain images of the last frames, the newest last, (frame, coil, z, y, x); those of one frame as they are."""
+        count = self.config.reconstruction.frames
+        if count == 1:
+            return measured, plain
+        recent = self._recent.setdefault(where, deque(maxlen=count))
+        recent.append((measured, plain))
+        data = torch.stack([one.data for one, _ in recent])
+        masks = torch.stack([one.mask.expand(data.shape[-3:])[None] for one, _ in recent])
+        together = msgspec.structs.replace(measured, data=data, mask=masks, lattice=None)
+        return together, torch.stack([image for _, image in recent])
 
     def _start(self, program: Program, plain: Tensor, where: int) -> Tensor:
         before = self._before.get(where)
@@ -189,7 +208,10 @@ class PriorSolver:
         return msgspec.structs.replace(result, image=mean, deviation=deviation, samples=count, evaluations=evaluations)
 
     def _combined(self, image: Tensor) -> Tensor:
-        return image.abs().square().sum(-4).sqrt() if self.per_coil else image
+        if not self.per_coil:
+            return image
+        newest = image[-1] if self.config.reconstruction.frames > 1 else image
+        return newest.abs().square().sum(-4).sqrt()
 
     def _result(self, estimate: Estimate, program: Program, scale: float, *, late: bool) -> GenerativeResult:
         return GenerativeResult(

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from scanside.engine.config_priors import (
     DataConfig,
     NetworkConfig,
+    PriorConfig,
     SamplerConfig,
     StageConfig,
     TrainingConfig,
@@ -19,10 +20,12 @@ from scanside.engine.config_priors import (
 )
 from scanside.engine.errors import ConfigError
 from scanside.engine.priors.denoiser import Denoiser
+from scanside.engine.priors.domains import network_planes
 from scanside.engine.priors.networks import UNet, count_parameters
 from scanside.engine.priors.storage import ModelCard, load_weights, read_checkpoint, save_weights, shipped_weights
 from scanside.engine.priors.through_loop import LoopTrainer, random_mask, simulated_maps
 from scanside.engine.priors.training import Trainer, augmented, validation_errors
+from scanside.engine.priors.transforms import kspace_weights, window_mask
 from scanside.engine.samplers.consistency import Measurement, make_consistency
 from torch import Tensor
 
@@ -209,11 +212,49 @@ def test_augmentation_changes_phase_scale_and_place_but_not_what_it_is() -> None
 
 
 def test_priors_of_other_domains_are_trained_in_them() -> None:
+    """Whole images are taken to the domain, so a patch holds what the k-space of all of the image makes of it."""
+    stage = StageConfig(transform=TransformConfig(kind="haar"))
+    planes = network_planes(bells(), stage, msgspec.structs.replace(BASE, phase=False))
+    assert [tuple(plane.shape) for plane in planes] == [(8, 49, 49)] * len(bells())
     network = msgspec.structs.replace(SMALL, channels=8)
-    training = Trainer(Denoiser.of_size(network), bells(), BASE, TransformConfig(kind="haar"))
-    assert training.step() > 0
+    assert Trainer(Denoiser.of_size(network), planes, BASE, slopes=False).step() > 0
     with pytest.raises(ConfigError, match="have 8 channels"):
-        Trainer(Denoiser.of_size(SMALL), bells(), BASE, TransformConfig(kind="haar"))
+        Trainer(Denoiser.of_size(SMALL), planes, BASE)
+
+
+def test_a_network_of_filtered_images_sees_weighted_kspace_of_whole_images() -> None:
+    transform = TransformConfig(kind="kspace", copies=3, weight_scale=0.022, weight_power=0.5, window=6)
+    stage = StageConfig(prior=PriorConfig(domain="filtered"), transform=transform)
+    config = msgspec.structs.replace(BASE, phase=False, images=2)
+    planes = network_planes(bells(), stage, config)
+    assert len(planes) == 2
+    image = torch.complex(*bells()[1].double())
+    weights = kspace_weights((48, 48), 1.0, 0.5) * ~window_mask((48, 48), 6)
+    k = torch.fft.fftshift(torch.fft.fft2(torch.fft.ifftshift(image))) * weights
+    expected = torch.fft.fftshift(torch.fft.ifft2(torch.fft.ifftshift(k)))
+    found = torch.complex(*planes[1].double())
+    assert float((found - expected).norm() / expected.norm()) < 1e-3
+
+
+def test_random_phases_are_applied_before_the_image_is_taken_to_kspace() -> None:
+    stage = StageConfig(
+        prior=PriorConfig(domain="filtered"), transform=TransformConfig(kind="kspace", weight_power=0.5)
+    )
+    planes = network_planes(bells(3), stage, BASE)
+    assert len(planes) == 6
+    assert not torch.allclose(planes[0].float().square().sum(0), planes[1].float().square().sum(0), rtol=0.05)
+
+
+def test_hankel_patches_come_from_one_kspace() -> None:
+    """Rows of the matrix are windows: each one's last points are the next one's first."""
+    transform = TransformConfig(kind="kspace", weight_scale=0.062, weight_power=0.5)
+    config = msgspec.structs.replace(BASE, images=1, hankel_window=4, hankel_coils=3, turn=False)
+    (plane,) = network_planes(bells(), StageConfig(transform=transform), config)
+    assert plane.shape == (2, 45 * 45, 3 * 16)
+    windows = plane.reshape(2, 45, 45, 3, 4, 4)
+    assert torch.equal(windows[:, :, :-1, :, :, 1:], windows[:, :, 1:, :, :, :-1])
+    assert torch.equal(windows[:, :-1, :, :, 1:], windows[:, 1:, :, :, :-1])
+    assert Trainer(Denoiser.of_size(SMALL), [plane], config, slopes=False).step() > 0
 
 
 @pytest.mark.parametrize(

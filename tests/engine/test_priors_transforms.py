@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from scanside.engine.config_priors import TransformConfig
 from scanside.engine.errors import ConfigError
 from scanside.engine.operators import adjoint_mismatch
+from scanside.engine.priors.domains import filtered_prior, image_prior
 from scanside.engine.priors.transforms import (
     ANALYSES,
     Kspace,
@@ -18,7 +19,6 @@ from scanside.engine.priors.transforms import (
     UndecimatedHaar,
     haar_merge,
     haar_split,
-    image_prior,
     kspace_weights,
     window_mask,
 )
@@ -211,3 +211,33 @@ def test_haar_bands_take_half_of_the_noise_level():
 def test_weighted_or_cut_kspace_needs_its_own_network(config):
     with pytest.raises(ConfigError, match="needs a network that was trained on it"):
         image_prior(lambda x, sigma: x, Transform(config, (8, 8)))
+
+
+@pytest.mark.parametrize("kind", ["kspace", "kspace_haar"])
+@pytest.mark.parametrize(("power", "window", "copies"), [(0.5, 0, 1), (0.5, 0, 3), (0.6, 2, 1), (0.0, 2, 2)])
+def test_a_prior_of_filtered_images_is_the_prior_of_weighted_kspace(kind, power, window, copies):
+    """Gaussian images again: the posterior mean in weighted k-space, of any c, from that of the filtered image with c = 1."""
+    shape, sigma = (4, 4), 0.05
+    config = TransformConfig(kind=kind, copies=copies, weight_scale=0.3, weight_power=power, window=window)
+    transform = Transform(config, shape)
+    home = Transform(TransformConfig(kind="filtered", weight_power=power, window=window), shape)
+    root = torch.randn(32, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(6))
+    filtered = real_matrix(lambda image: home.forward(image), shape)
+    known = filtered @ root @ root.T @ filtered.T
+
+    def denoise(x, level):
+        wiener = known @ torch.linalg.inv(known + float(level[0]) ** 2 * torch.eye(32))
+        return (x.flatten(1) @ wiener.T).reshape(x.shape)
+
+    T = real_matrix(lambda image: transform.forward(image), shape)
+    total = T @ root @ root.T @ T.T
+    u = torch.randn(len(T), dtype=torch.float64, generator=torch.Generator().manual_seed(7))
+    expected = total @ torch.linalg.solve(total + sigma**2 * torch.eye(len(T)), u)
+    channels = u.reshape(transform.forward(random(*shape)).shape)
+    found = filtered_prior(denoise, transform)(channels, torch.full((len(channels),), sigma, dtype=torch.float64))
+    assert float((found.flatten() - expected).abs().max()) < 1e-8 * float(expected.abs().max())
+
+
+def test_a_prior_of_filtered_images_serves_kspace_only():
+    with pytest.raises(ConfigError, match="'kspace' or 'kspace_haar'"):
+        filtered_prior(lambda x, sigma: x, Transform(TransformConfig(kind="haar"), (8, 8)))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from scanside.engine.config_priors import ConstraintConfig
+from scanside.engine.errors import ConfigError
 from scanside.engine.operators import Fourier, Hankel
 from scanside.engine.operators.hankel import image_low_rank
 from scanside.engine.samplers.constraints import clip, frozen_low_rank, low_rank, make_constraint
@@ -67,3 +68,18 @@ def test_the_configuration_says_which(images):
     assert float(torch.view_as_real(limited(images)).abs().max()) == 0.1
     ranked = make_constraint(ConstraintConfig(kind="low_rank", window=4, rank=9))
     assert torch.equal(ranked(images), low_rank(images, 4, 9))
+
+
+def test_a_rank_of_all_columns_asks_nothing(images):
+    assert low_rank(images, 4, 16 * COILS) is images
+    assert not torch.equal(low_rank(images, 4, 16 * COILS - 1), images)
+
+
+def test_frames_stand_where_coils_do(images):
+    """The low rank of frames (frame, coil, z, y, x) is for each coil that of its frames."""
+    frames = torch.stack([images, 0.5 * images + 0.1 * random(*images.shape)])
+    found = make_constraint(ConstraintConfig(kind="low_rank", window=4, rank=20, over="frames"))(frames)
+    for coil in range(COILS):
+        assert torch.allclose(found[:, coil, 0], image_low_rank(frames[:, coil, 0], 4, 20))
+    with pytest.raises(ConfigError, match=r"reconstruction\.frames"):
+        make_constraint(ConstraintConfig(kind="low_rank", over="frames"))(images)
