@@ -210,7 +210,7 @@ class PriorSolver:
     def _combined(self, image: Tensor) -> Tensor:
         if not self.per_coil:
             return image
-        newest = image[-1] if self.config.reconstruction.frames > 1 else image
+        newest = image.select(-5, -1) if self.config.reconstruction.frames > 1 else image
         return newest.abs().square().sum(-4).sqrt()
 
     def _result(self, estimate: Estimate, program: Program, scale: float, *, late: bool) -> GenerativeResult:
