@@ -222,7 +222,7 @@ def test_run_writes_what_the_engine_makes(scan: Path, expected: list[np.ndarray]
     frames = [line for line in result.stdout.splitlines() if line.startswith("repetition")]
     assert len(frames) == FRAMES
     assert all(
-        re.search(r"slice 0 +sense +complete +[12]\.\d\d +\d+ .*reconstruction [\d.]+ ms", line) for line in frames
+        re.search(r"slice 0 +prior +complete +[12]\.\d\d +\d+ .*reconstruction [\d.]+ ms", line) for line in frames
     )
 
 

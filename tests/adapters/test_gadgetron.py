@@ -423,9 +423,9 @@ def test_counters_move_with_a_scan(server: Server, connect: Connect, scan_bytes:
     )
     scan = scan_bytes(32, 4, 1, 3)
     before = [metric(server, name) for name in names]
-    connect().send(scan.session("default")).finish()
+    connect().send(scan.session("cartesian")).finish()
     connect().send(mrd.encode_config_file("nonsense"), CLOSE).finish()
-    sent = len(scan.session("default")) + 1026 + 2
+    sent = len(scan.session("cartesian")) + 1026 + 2
     assert soon(lambda: metric(server, names[-1]) > before[-1])
     assert [metric(server, name) - was for name, was in zip(names, before, strict=True)] == [sent, 96, 3, 3, 3, 1]
     assert metric(server, 'scanside_queue_depth{queue="gateway"}') == 0

@@ -178,7 +178,7 @@ def test_shipped_configurations_are_found_by_all_their_names() -> None:
 def test_names_that_are_not_installed(name: str) -> None:
     with pytest.raises(ConfigError, match=r"unknown configuration .*; known: .*cartesian") as caught:
         ConfigStore().get(name)
-    assert len(str(caught.value)) < 1000
+    assert len(str(caught.value).partition("known:")[0]) < 200  # not all of what was asked for
 
 
 def test_a_misspelt_name_is_guessed() -> None:
