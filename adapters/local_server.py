@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Self
 
@@ -28,18 +28,25 @@ _STOP_SECONDS = 15.0
 class LocalServer:
     """A context manager: the server starts in the background on entry and has ended after it.
 
-    arguments: more words for `scanside serve`.
+    arguments: more words for `scanside serve`. on_line: called with every line of its log, in the thread that reads them.
     """
 
-    def __init__(self, arguments: Sequence[str] = ()) -> None:
-        self._arguments = list(arguments)
+    def __init__(self, arguments: Sequence[str] = (), *, on_line: Callable[[str], None] | None = None) -> None:
+        self._arguments, self._on_line = list(arguments), on_line
         self._process: subprocess.Popen[str] | None = None
         self._reader: threading.Thread | None = None
         self._known = threading.Event()
         self._port: int | None = None
         self.bus = ""
         """Endpoint of the bus, known once it is ready, where the arguments ask for one."""
+        self.metrics_port = 0
+        """Port of the metrics, known once it is ready."""
         self._log: deque[str] = deque(maxlen=_LINES)
+
+    @property
+    def pid(self) -> int:
+        """Process id of the server; its workers are children of it. 0 before it starts."""
+        return 0 if self._process is None else self._process.pid
 
     def __enter__(self) -> Self:
         words = ["serve", "-p", "0", "--metrics-port", "0", *self._arguments]
@@ -88,11 +95,14 @@ class LocalServer:
         stream = self._process.stderr if self._process is not None else None
         for line in stream or ():
             self._log.append(line.rstrip())
+            if self._on_line is not None:
+                self._on_line(line)
             try:
                 record = json.loads(line)
             except ValueError:  # something that a library wrote
                 continue
             if isinstance(record, dict) and record.get("event") == _READY and "port" in record:
                 self._port, self.bus = int(record["port"]), str(record.get("bus") or "")
+                self.metrics_port = int(record.get("metrics_port") or 0)
                 self._known.set()
         self._known.set()

@@ -13,6 +13,8 @@ __all__ = ["Sampling", "central_block", "lattice"]
 
 SMALLEST_BLOCK = 8
 """Rows around the center from which coil maps can be estimated."""
+REPEATS = 5
+"""Lines beside the calibration block in which a spacing that no header declares must be seen."""
 PARTIAL = 0.9
 """A matrix filled to less than this, from one side, is partial Fourier."""
 
@@ -39,6 +41,8 @@ class Sampling(msgspec.Struct, frozen=True, kw_only=True):
         announced = layout.announced()
         full = bool(box.size) and bool(box.all()) and not (announced & ~mask).any()
         found = None if full else lattice(mask, extent, layout.encoding.acceleration)
+        if found is not None and announced.any() and not _explains(found, mask):
+            found = None  # a full scan that lost some lines
         missing = int((announced & ~mask).sum()) if announced.any() else _lattice_gaps(mask, layout)
         return cls(mask=mask, extent=extent, full=full, lattice=found, missing=missing)
 
@@ -102,6 +106,22 @@ def _spacing(lines: np.ndarray) -> int:
         return 1
     values, counts = np.unique(wide, return_counts=True)
     return int(values[counts == counts.max()][-1])
+
+
+def _explains(found: tuple[tuple[int, int], tuple[int, int]], mask: np.ndarray) -> bool:
+    """Whether a lattice that was read off a mask is the plan of the scan, and not what lost lines happened to leave.
+
+    Then the other lines are one block, as calibration lines are, and the lattice goes on beside it.
+    """
+    (rz, oz), (ry, oy) = found
+    points = np.zeros_like(mask)
+    points[oz::rz, oy::ry] = True
+    others = mask & ~points
+    if not others.any():
+        return True
+    block = _range(np.asarray(others.any(axis=1))), _range(np.asarray(others.any(axis=0)))
+    beside = int((points & mask).sum()) - int((points & mask)[block].sum())
+    return bool(mask[block].all()) and beside >= REPEATS
 
 
 def _lattice_gaps(mask: np.ndarray, layout: CartesianLayout) -> int:

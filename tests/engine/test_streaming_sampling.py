@@ -131,6 +131,23 @@ def test_one_lost_line_breaks_the_lattice(lost: int) -> None:
     assert Sampling.of(mask, layout((1, 32), (4, 1))).missing == 1
 
 
+@pytest.mark.parametrize("lost", [{10}, {1}, {62}, set(range(10, 15)), set(range(1, 6)), {7, 9, 40}])
+def test_a_full_scan_that_lost_lines_has_no_lattice(lost: set[int]) -> None:
+    """The distance across a gap is no plan: SENSE by it would throw most of the lines away."""
+    mask = np.ones((1, 64), bool)
+    mask[0, sorted(lost)] = False
+    found = Sampling.of(mask, layout(mask.shape))
+    assert (found.lattice, found.missing, found.full) == (None, len(lost), False)
+
+
+@pytest.mark.parametrize(("every", "calibration"), [(2, 0), (2, 24), (3, 24), (4, 16)])
+def test_a_lattice_that_no_header_declares_is_found(every: int, calibration: int) -> None:
+    mask = np.zeros((1, 64), bool)
+    mask[0, ::every] = True
+    mask[0, 32 - calibration // 2 : 32 + calibration // 2] = True
+    assert Sampling.of(mask, layout(mask.shape)).lattice == ((1, 0), (every, 0))
+
+
 @pytest.mark.parametrize("acceleration", [(1, 1), (3, 1)])
 def test_nothing_and_one_line(acceleration: tuple[int, int]) -> None:
     mask = np.zeros((1, 12), bool)
