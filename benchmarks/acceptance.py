@@ -1,4 +1,4 @@
-"""Issue by issue, what the server must do, against a real `scanside serve` on free ports and clients that are not ours.
+"""What the server must do, against a real `scanside serve` on free ports and clients that are not ours.
 
     python benchmarks/acceptance.py [--data DIR] [--tools DIR] [--only images|hostile] [--write]
 
@@ -30,7 +30,14 @@ from report import Table, machine, update_document
 
 IDLE_SECONDS = 8
 """After which the server of these checks ends silent sessions."""
-HEAD = "# Acceptance\n\nWritten by `benchmarks/acceptance.py`, which says how.\n"
+HEAD = """# Acceptance
+
+Written by `benchmarks/acceptance.py`, which says how.
+
+![Skyra bottles](images/skyra_bottles.png)
+
+One slice of the Skyra bottles, by SENSE.
+"""
 
 
 def run(arguments: argparse.Namespace, checks: Checks, root: Path) -> None:
@@ -52,8 +59,8 @@ def run(arguments: argparse.Namespace, checks: Checks, root: Path) -> None:
 def report(checks: Checks, seconds: float) -> str:
     """The results as Markdown."""
     table = Table("part", "check", "result", "figure")
-    for group, name, passed, figure in checks.rows:
-        table.add(group, name, checks.word(passed), figure.replace("|", "/").replace("\n", " "))
+    for group, name, word, figure in checks.rows:
+        table.add(group, name, word, figure.replace("|", "/").replace("\n", " "))
     return (
         f"{checks.count('PASS')} passed, {checks.count('FAIL')} failed, {checks.count('SKIP')} skipped, in {seconds:.0f} s, "
         f"load {os.getloadavg()[0]:.1f}.\n\n{table}\n"

@@ -95,8 +95,8 @@ class Hostile:
         self.add("neighbor", "loses no frame and hears of nothing", lost == 0 and not beside.texts,
                  f"{lost} of {beside.sent} frames lost, {len(beside.texts)} texts")  # fmt: skip
         rise = 100 * (beside.p99() / alone.p99() - 1)
-        self.add("neighbor", "p99 latency (no limit: the faults come from the same cores)", len(alone.latencies) > 0,
-                 f"{alone.p99():.1f} ms alone, {beside.p99():.1f} ms beside all faults ({rise:+.0f} %)")  # fmt: skip
+        self.checks.note("neighbor", "p99 latency; the faults are made on the same cores",
+                         f"{alone.p99():.1f} ms alone, {beside.p99():.1f} ms beside all faults ({rise:+.0f} %)")  # fmt: skip
         self.connections()
         self.add("after all", "no session is left over", self.server.settle(), "scanside_sessions_active is 0")
 
@@ -188,7 +188,7 @@ class Hostile:
                 arrived += got
             seconds = time.monotonic() - begun
         ids = [frame.id for frame in Framer().feed(arrived)]
-        good = abs(seconds - limit) <= 1.5 and ids[-2:] == [5, 4]
+        good = abs(seconds - limit) <= 1.0 and ids[-2:] == [5, 4]
         self.add(row, f"{name}: told and ended at the limit of {limit:g} s", good, f"{seconds:.1f} s, ids back {ids}")
 
     # --- 3, 4: how the bytes are cut ---

@@ -19,6 +19,7 @@ from acceptance_parts import Checks, Exchange, Scan, WatchedServer, exchange, pr
 from plain_quality import combinations
 from scanside.adapters.files.ismrmrd import header_xml
 from scanside.adapters.files.png import write_png
+from scanside.engine.config import ConfigStore
 from scanside.engine.evaluation import nrmse, psnr
 from scanside.engine.simulation.scan import simulate_scan
 
@@ -275,17 +276,14 @@ class Pictures:
     def names(self) -> None:
         """Names that clients have built in lead to the default, others are told what there is."""
         scan = self._small()
-        pictures = {}
+        wanted = ConfigStore().get("default").name
+        made = {}
         for name in ("default", "default.xml", "simplefft", "openrecon"):
             answer = probe(self.server.port, scan.wire(name))
-            method = (
-                answer.metas[0].get("scanside_system", answer.metas[0]["scanside_method"])[0]
-                if answer.metas
-                else "none"
-            )
-            pictures[name] = method
-        self.add("names", "default.xml, simplefft, openrecon lead to the default", len(set(pictures.values())) == 1,
-                 ", ".join(f"{key}: {value}" for key, value in pictures.items()))  # fmt: skip
+            made[name] = answer.metas[0]["ImageProcessingHistory"] if answer.metas else ["no image"]
+        self.add("names", f"default.xml, simplefft, openrecon lead to the default, {wanted}",
+                 all(wanted in history for history in made.values()),
+                 ", ".join(f"{key}: {' '.join(value)}" for key, value in made.items()))  # fmt: skip
         (image,) = exchange(self.server.port, "openrecon", scan).images
         lacks = [name for name in WINDOW if name not in ismrmrd.Meta.deserialize(image.attribute_string)]
         self.add("names", "openrecon gets integers with a window", image.data.dtype.kind in "iu" and not lacks,

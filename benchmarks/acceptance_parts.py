@@ -32,21 +32,24 @@ SECONDS = 60.0
 class Checks:
     """Results so far; every one is printed as it comes."""
 
-    rows: list[tuple[str, str, bool | None, str]] = dataclasses.field(default_factory=list)
+    rows: list[tuple[str, str, str, str]] = dataclasses.field(default_factory=list)
+    """Part, check, PASS, FAIL, SKIP or NOTE, and the figure."""
 
     def add(self, group: str, name: str, passed: bool | None, figure: str) -> None:  # noqa: FBT001
         """Note a result; None for a check that could not be made."""
-        self.rows.append((group, name, passed if passed is None else bool(passed), figure))
-        print(f"{self.word(passed):4}  {group}: {name}: {figure}", flush=True)
+        self._add(group, name, "SKIP" if passed is None else "PASS" if passed else "FAIL", figure)
 
-    @staticmethod
-    def word(passed: bool | None) -> str:  # noqa: FBT001
-        """PASS, FAIL or SKIP."""
-        return "SKIP" if passed is None else "PASS" if passed else "FAIL"
+    def note(self, group: str, name: str, figure: str) -> None:
+        """Note a figure that is not judged."""
+        self._add(group, name, "NOTE", figure)
+
+    def _add(self, group: str, name: str, word: str, figure: str) -> None:
+        self.rows.append((group, name, word, figure))
+        print(f"{word}  {group}: {name}: {figure}", flush=True)
 
     def count(self, word: str) -> int:
         """How many ended so."""
-        return sum(self.word(passed) == word for _, _, passed, _ in self.rows)
+        return sum(row[2] == word for row in self.rows)
 
 
 # --- the server ------------------------------------------------------------------------------------------------------------

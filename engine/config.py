@@ -7,6 +7,7 @@ installed configurations (their names and aliases); nothing is imported or opene
 from __future__ import annotations
 
 import difflib
+import functools
 import math
 import re
 import tomllib
@@ -249,7 +250,8 @@ def _numbers(values: Any, path: str = "") -> Iterator[tuple[str, float]]:  # noq
             yield from _numbers(value, f"{path}[{index}]")
 
 
-def _leaves(kind: Any, prefix: str = "") -> dict[str, Any]:  # noqa: ANN401 - a struct class, walked by reflection
+@functools.cache  # each walk leaves cycles behind, and every session asks
+def _leaves(kind: Any, prefix: str = "") -> Mapping[str, Any]:  # noqa: ANN401 - a struct class, walked by reflection
     leaves: dict[str, Any] = {}
     for field in msgspec.structs.fields(kind):
         path = f"{prefix}{field.name}"

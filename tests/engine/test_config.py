@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from pathlib import Path
 
 import pytest
@@ -274,3 +275,16 @@ def test_stages_with_their_weights_and_what_training_reads_cannot_be_set_from_th
 def test_what_is_wrong_in_a_stage_is_named_by_its_place(text: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         read(text)
+
+
+def test_replacing_values_leaves_nothing_for_the_garbage_collector() -> None:
+    """Every session does it, and the collector of the server runs seldom."""
+    with_overrides(PLAIN, {}, source="-P")
+    gc.collect()
+    gc.disable()
+    try:
+        for _ in range(10):
+            with_overrides(PLAIN, {"reconstruction.iterations": 3}, source="-P")
+        assert gc.collect() == 0
+    finally:
+        gc.enable()
