@@ -38,6 +38,7 @@ __device__ void stage(Number* x, const Number* roots)
 {
     constexpr int radix = Stages<N>::factors.radix[Stage], rest = Stages<N>::rest(Stage);
     constexpr int step = N / (radix * rest);
+    SCS_ROLLED /* as many turns as threads leave: unrolled, NVRTC 13.5 takes minutes over it for sm_100 */
     for (int item = threadIdx.x; item < N / radix * COLUMNS; item += blockDim.x) {
         const int column = item % COLUMNS, butterfly = item / COLUMNS;
         const int j = butterfly % rest;

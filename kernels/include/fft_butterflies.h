@@ -6,8 +6,10 @@
 
 #if defined(__CUDACC__)
 #define SCS_UNROLL _Pragma("unroll")
+#define SCS_ROLLED _Pragma("unroll 1")
 #else
 #define SCS_UNROLL _Pragma("GCC unroll 16")
+#define SCS_ROLLED _Pragma("GCC unroll 1")
 #endif
 
 namespace scs {
