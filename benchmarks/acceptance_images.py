@@ -32,6 +32,7 @@ PLAIN = (
     "<property name='preparation.prewhiten' value='false'/></configuration>"
 )
 """The peer does not whiten; without the header's dwell time neither of us could be told right by the other."""
+ZERO_FILLED = "<configuration><stream/><property name='reconstruction.method' value='zero_filled'/></configuration>"
 NOISE, CALIBRATION, BOTH = ismrmrd.ACQ_IS_NOISE_MEASUREMENT, ismrmrd.ACQ_IS_PARALLEL_CALIBRATION, (
     ismrmrd.ACQ_IS_PARALLEL_CALIBRATION_AND_IMAGING
 )  # fmt: skip
@@ -166,8 +167,7 @@ class Pictures:
         for config in ("mri/cartesian", "default"):
             found = self.ask(config, stored, group, frames).pictures()
             errors[config] = float(np.mean([nrmse(t, f, fit_scale=True) for t, f in zip(truth, found, strict=True)]))
-        zero = "<configuration><stream/><property name='reconstruction.method' value='zero_filled'/></configuration>"
-        filled = exchange(self.server.port, zero, stored).pictures()
+        filled = exchange(self.server.port, ZERO_FILLED, stored).pictures()
         plain = float(np.mean([nrmse(t, f, fit_scale=True) for t, f in zip(truth, filled, strict=True)]))
         figure = ", ".join(f"{name} {value:.3f}" for name, value in errors.items())
         self.add(group, "NRMSE to the truth below half of zero-filled", max(errors.values()) < plain / 2,
@@ -200,10 +200,7 @@ class Pictures:
             scan = thinned(full, every, 24)
             answer = self.ask("sense", scan, group, 1)
             (found,) = answer.pictures()
-            zero = (
-                "<configuration><stream/><property name='reconstruction.method' value='zero_filled'/></configuration>"
-            )
-            (filled,) = exchange(self.server.port, zero, scan).pictures()
+            (filled,) = exchange(self.server.port, ZERO_FILLED, scan).pictures()
             ours, plain = scaled_psnr(truth, found), scaled_psnr(truth, filled)
             net = answer.meta()["scanside_net_acceleration"]
             self.add(group, f"every {every}. line + 24, CG-SENSE above zero-filled by 3 dB", ours > plain + 3,

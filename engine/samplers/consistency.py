@@ -10,7 +10,7 @@ import abc
 import functools
 import math
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 import msgspec
 import torch
@@ -27,11 +27,13 @@ __all__ = [
     "DataConsistency",
     "Gradient",
     "HardReplacement",
+    "Implicit",
     "Measurement",
     "NoConsistency",
     "Proximal",
     "RowReplacement",
     "SenseProjection",
+    "Solver",
     "make_consistency",
 ]
 
@@ -179,7 +181,7 @@ class Proximal(DataConsistency):
             kspace = torch.where(m.mask, (m.data + weight * kspace) / (1 + weight), kspace)
             return self.fourier.H(kspace)
         if state.requires_grad:
-            return cast(Tensor, _Implicit.apply(state, self, weight))  # type: ignore[no-untyped-call]
+            return cast(Tensor, Implicit.apply(state, self, self.adjoint, weight, 0.0))  # type: ignore[no-untyped-call]
         return self.solve(self.adjoint + weight * state, weight, state)
 
     def solve(self, right: Tensor, weight: float, initial: Tensor) -> Tensor:
@@ -191,18 +193,35 @@ class Proximal(DataConsistency):
         )
 
 
-class _Implicit(torch.autograd.Function):
-    """The proximal point as a function of the estimate: linear, and its derivative weight (A^H A + weight)^-1 Hermitian."""
+class Solver(Protocol):
+    """A regularized least-squares problem with a symmetric normal matrix."""
+
+    def solve(self, right: Tensor, weight: float, initial: Tensor) -> Tensor:
+        """(normal matrix + weight)^-1 right, from `initial` on where it is found by iterations."""
+
+
+class Implicit(torch.autograd.Function):
+    """(N + weight)^-1 (constant + weight state): linear in the state, with the Hermitian derivative weight (N + weight)^-1.
+
+    apply(state, solver, constant, weight, share): the backward solution begins at `share` of the gradient.
+    """
 
     @staticmethod
-    def forward(ctx: Any, state: Tensor, proximal: Proximal, weight: float) -> Tensor:  # noqa: ANN401 - autograd's own
-        ctx.proximal, ctx.weight = proximal, weight
-        return proximal.solve(proximal.adjoint + weight * state, weight, state)
+    def forward(
+        ctx: Any,  # noqa: ANN401
+        state: Tensor,
+        solver: Solver,
+        constant: Tensor,
+        weight: float,
+        share: float,
+    ) -> Tensor:
+        ctx.solver, ctx.weight, ctx.share = solver, weight, share
+        return solver.solve(constant + weight * state, weight, state)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:  # noqa: ANN401
-        solved = ctx.proximal.solve(ctx.weight * gradient, ctx.weight, torch.zeros_like(gradient))
-        return solved, None, None
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None, None]:  # noqa: ANN401
+        solved = ctx.solver.solve(ctx.weight * gradient, ctx.weight, ctx.share * gradient)
+        return solved, None, None, None, None
 
 
 class _Folded:

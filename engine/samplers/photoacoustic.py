@@ -19,6 +19,7 @@ from ..errors import ConfigError
 from ..operators.linear import LinearOperator
 from ..operators.photoacoustic_views import BeamformedOperator, completed, views_needed
 from ..priors.denoiser import DenoiseFunction
+from .consistency import Implicit
 from .constraints import make_constraint
 from .loop import Program, Stage
 
@@ -85,7 +86,8 @@ class ModelConsistency:
         """The image next to `state` that fits the data."""
         weight = self.weight(sigma)
         if state.requires_grad:
-            return cast(Tensor, _Implicit.apply(state, self, weight))  # type: ignore[no-untyped-call]
+            share = weight / (weight + 0.5)
+            return cast(Tensor, Implicit.apply(state, self, self._right, weight, share))  # type: ignore[no-untyped-call]
         return self.solve(self._right + weight * state, weight, state)
 
 
@@ -101,20 +103,6 @@ class _Normal(LinearOperator):
 
     def _backward(self, y: Tensor) -> Tensor:
         return self._forward(y)
-
-
-class _Implicit(torch.autograd.Function):
-    """Linear in the estimate, with the symmetric derivative weight (S^T F S / M + weight)^-1."""
-
-    @staticmethod
-    def forward(ctx: Any, state: Tensor, model: ModelConsistency, weight: float) -> Tensor:  # noqa: ANN401 - autograd's own
-        ctx.model, ctx.weight = model, weight
-        return model.solve(model._right + weight * state, weight, state)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:  # noqa: ANN401
-        start = gradient * (ctx.weight / (ctx.weight + 0.5))
-        return ctx.model.solve(ctx.weight * gradient, ctx.weight, start), None, None
 
 
 class RowConsistency:
