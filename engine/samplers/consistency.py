@@ -215,11 +215,13 @@ class Implicit(torch.autograd.Function):
         weight: float,
         share: float,
     ) -> Tensor:
+        """The solution, from the state on."""
         ctx.solver, ctx.weight, ctx.share = solver, weight, share
         return solver.solve(constant + weight * state, weight, state)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None, None]:  # noqa: ANN401
+        """weight (N + weight)^-1 gradient."""
         solved = ctx.solver.solve(ctx.weight * gradient, ctx.weight, ctx.share * gradient)
         return solved, None, None, None, None
 
