@@ -66,7 +66,6 @@ def close(a, b, tolerance):
 
 
 @given(**geometries, batch=st.lists(st.integers(1, 3), max_size=2), threads=st.integers(1, 2))
-@example(elements=5, samples=119, shape=(1, 1, 2), delay=0.0, weighting=kernel.PLAIN, seed=0, batch=[], threads=1)
 @quiet
 def test_both_directions_are_the_matrix(path, elements, samples, shape, delay, weighting, seed, batch, threads):
     table, x, y, z = geometry(elements, shape, seed)
