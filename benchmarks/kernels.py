@@ -222,7 +222,7 @@ NOTES = {
     "pat": (
         "float32. 256 elements on 270 degrees, 2030 samples at 40 MS/s, 256 x 256 pixels over 25 mm. Ours interpolates "
         "linearly; PATATO 0.7.0 takes the sample before, on float32 signals, its compilation left out. torch: the same sum "
-        "without compiled kernels."
+        "without compiled kernels, its geometry in double precision."
     ),
     "ct": (
         "float32. 512 x 512 pixels, 720 views of 720 bins. ASTRA's processor code runs in one thread and takes the length of the "
