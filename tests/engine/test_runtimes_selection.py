@@ -220,7 +220,9 @@ def test_a_blob_of_other_weights_fails_the_test_and_is_compiled_anew(
     (blob,) = elsewhere.folder.glob("openvino-*")
     content = blob.read_bytes()
     stored(cache, monkeypatch, content[content.index(b"}") + 1 :])
-    options = RuntimeConfig(device="cpu", threads=1, precision="float32")  # that of the blob, where bfloat16 is faster, too
+    options = RuntimeConfig(
+        device="cpu", threads=1, precision="float32"
+    )  # that of the blob, where bfloat16 is faster, too
     found = select(model, SHAPE, options, cache=cache, runtimes=[OPENVINO])
     assert (found.chosen.runtime, found.chosen.precision) == ("openvino", "float32")
     assert close(found.denoiser(*images()), reference(model, *images()))
