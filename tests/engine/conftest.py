@@ -1,13 +1,15 @@
-"""What several tests of the engine share: small denoisers."""
+"""What several tests of the engine share: small denoisers, and what lies in a file of the cache."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
 from scanside.engine.priors.denoiser import Denoiser, Precondition
 from scanside.engine.priors.networks import NetworkConfig
+from scanside.engine.runtimes import cache
 
 
 @pytest.fixture(scope="session")
@@ -24,3 +26,15 @@ def small_denoiser() -> Callable[..., Denoiser]:
         return made.eval()
 
     return make
+
+
+@pytest.fixture(scope="session")
+def content_of() -> Callable[[Path], bytes]:
+    """What a file of the cache holds behind its digest, whose bytes may be any, and its key."""
+
+    def read(path: Path) -> bytes:
+        data, start = path.read_bytes(), len(cache._MAGIC) + cache._DIGEST
+        length = int.from_bytes(data[start : start + cache._LENGTH], "little")
+        return data[start + cache._LENGTH + length :]
+
+    return read

@@ -213,16 +213,13 @@ def test_a_blob_that_openvino_refuses_is_compiled_anew(
 
 @needs_openvino
 def test_a_blob_of_other_weights_fails_the_test_and_is_compiled_anew(
-    small_denoiser: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    small_denoiser: Make, content_of: Callable[[Path], bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model, cache, elsewhere = small_denoiser(0), ArtefactCache(tmp_path / "a"), ArtefactCache(tmp_path / "b")
     OPENVINO.load(small_denoiser(1), SHAPE, "float32", LoadOptions(threads=1, cache=elsewhere))
     (blob,) = elsewhere.folder.glob("openvino-*")
-    content = blob.read_bytes()
-    stored(cache, monkeypatch, content[content.index(b"}") + 1 :])
-    options = RuntimeConfig(
-        device="cpu", threads=1, precision="float32"
-    )  # that of the blob, where bfloat16 is faster, too
+    stored(cache, monkeypatch, content_of(blob))
+    options = RuntimeConfig(device="cpu", threads=1, precision="float32")  # as the blob; bfloat16 may be faster
     found = select(model, SHAPE, options, cache=cache, runtimes=[OPENVINO])
     assert (found.chosen.runtime, found.chosen.precision) == ("openvino", "float32")
     assert close(found.denoiser(*images()), reference(model, *images()))

@@ -328,14 +328,15 @@ def test_a_file_that_the_parser_refuses(rules: Any, cuda: Any) -> None:
         build_plan(rules.double(cuda), b"no ONNX", "float32")
 
 
-def test_a_plan_of_another_network_is_refused(rules: Any, cuda: Any, small_denoiser: Make, tmp_path: Path) -> None:
+def test_a_plan_of_another_network_is_refused(
+    rules: Any, cuda: Any, small_denoiser: Make, content_of: Callable[[Path], bytes], tmp_path: Path
+) -> None:
     """With a shape that it does not take."""
     load = LoadOptions(cache=ArtefactCache(tmp_path / "cache"))
     trt = rules.double(cuda)
     TensorRT(trt).load(small_denoiser(), Shape(1, 2, 16, 16), "float32", load)
     (plan,) = load.cache.folder.glob("tensorrt-[0-9a-f]*")  # type: ignore[union-attr]
-    content = plan.read_bytes()
-    body = content[content.index(b"}") + 1 :]
+    body = content_of(plan)
     with pytest.raises(RuntimeFailed, match=r"does not take x of shape \(1, 2, 12, 16\)"):
         monkey = LoadOptions(cache=_Always(tmp_path / "other", body))
         TensorRT(trt).load(small_denoiser(), SHAPE, "float32", monkey)
