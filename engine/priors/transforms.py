@@ -276,13 +276,13 @@ class Transform:
     def channels_of(self, planes: Tensor) -> Tensor:
         """The embedding C_m of complex planes (count, planes, rows, columns)."""
         parts = torch.cat([planes.real, planes.imag], dim=0 if self.config.split else 1)
-        return parts.repeat(1, self.config.copies, 1, 1)
+        return parts.repeat(1, self.config.copies, 1, 1) if self.config.copies > 1 else parts
 
     def planes(self, channels: Tensor) -> Tensor:
         """Mean over the copies as complex planes, the left inverse of `channels_of`."""
-        count, wide = channels.shape[:2]
-        copies = channels.reshape(count, self.config.copies, wide // self.config.copies, *channels.shape[2:])
-        real, imaginary = copies.mean(1).chunk(2, dim=0 if self.config.split else 1)
+        if self.config.copies > 1:
+            channels = channels.unflatten(1, (self.config.copies, -1)).mean(1)
+        real, imaginary = channels.chunk(2, dim=0 if self.config.split else 1)
         return torch.complex(real.contiguous(), imaginary.contiguous())
 
 

@@ -98,7 +98,7 @@ class DataConsistency(abc.ABC):
         m = self.measured
         if m.maps is None:
             raise ValueError("this data consistency needs coil sensitivity maps, and there are none")
-        return CartesianSense(m.maps, m.mask, m.axes)
+        return _known_sense(m.maps, m.axes).with_mask(m.mask)
 
     @functools.cached_property
     def adjoint(self) -> Tensor:
@@ -251,6 +251,12 @@ def _folded(measured: Measurement) -> _Folded | None:
     if z % rz or y % ry or not set(measured.axes) <= {-3, -2, -1}:
         return None
     return _known_folded(maps, (ry, rz), offset, measured.axes)
+
+
+@functools.lru_cache(maxsize=8)
+def _known_sense(maps: Tensor, axes: tuple[int, ...]) -> CartesianSense:
+    """A of a full scan, kept while the same tensor of maps is used, for packing maps takes as long as half an evaluation."""
+    return CartesianSense(maps, torch.ones(1, dtype=torch.bool, device=maps.device), axes)
 
 
 @functools.lru_cache(maxsize=8)

@@ -98,17 +98,20 @@ class Relaxation(Rule):
 
     def move(self, u: Tensor, step: Step, denoise: DenoiseFunction) -> Tensor:
         """One relaxed step towards what the denoiser says."""
-        copies = [self._change(u, step.sigma, denoise) for _ in range(self.config.noise_copies)]
-        return u + self.config.relaxation * torch.stack(copies).mean(0)
+        share = self.config.relaxation / self.config.noise_copies
+        moved = u
+        for _ in range(self.config.noise_copies):
+            moved = moved.add(self._change(u, step.sigma, denoise), alpha=share)
+        return moved
 
     def _change(self, u: Tensor, sigma: float, denoise: DenoiseFunction) -> Tensor:
         scale = self.config.input_noise * sigma
-        noise = scale * self.noise(u) if scale else torch.zeros_like(u)
+        noise = scale * self.noise(u) if scale else None
         if not self.config.jacobian:
-            return _ask(denoise, u + noise, sigma) - u
+            return _ask(denoise, u if noise is None else u + noise, sigma) - u
         with torch.enable_grad():
             x = u.detach().requires_grad_()
-            error = (x - _ask(denoise, x + noise, sigma)).square().sum() / 2
+            error = (x - _ask(denoise, x if noise is None else x + noise, sigma)).square().sum() / 2
             (gradient,) = torch.autograd.grad(error, x)
         return -gradient
 
@@ -118,7 +121,7 @@ class Relaxation(Rule):
             return moved
         velocity = moved - before
         if self._velocity is not None:
-            velocity = velocity + self.config.momentum * self._velocity
+            velocity = velocity.add(self._velocity, alpha=self.config.momentum)
         self._velocity = velocity
         return before + velocity
 
