@@ -281,7 +281,7 @@ class Transform:
     def planes(self, channels: Tensor) -> Tensor:
         """Mean over the copies as complex planes, the left inverse of `channels_of`."""
         if self.config.copies > 1:
-            channels = channels.unflatten(1, (self.config.copies, -1)).mean(1)
+            channels = torch.stack(channels.chunk(self.config.copies, 1)).mean(0)
         real, imaginary = channels.chunk(2, dim=0 if self.config.split else 1)
         return torch.complex(real.contiguous(), imaginary.contiguous())
 
