@@ -14,7 +14,7 @@ from setuptools.command.build_ext import build_ext
 from setuptools.errors import CompileError
 
 FLAGS = ["-O3", "-std=c++20", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math", "-fno-exceptions"]
-FLAGS += ["-fno-rtti", "-fvisibility=hidden", "-Wall", "-Wextra", "-Werror=return-type"]
+FLAGS += ["-pthread", "-fno-rtti", "-fvisibility=hidden", "-Wall", "-Wextra", "-Werror=return-type"]
 FLAGS += ["-Wno-psabi"]  # vectors wider than a register are inlined, never passed between libraries
 OWN_FLAGS = os.environ.get("CXXFLAGS", "").split()
 LEVELS = {"base": [], "avx2": ["-march=x86-64-v3"], "avx512": ["-march=x86-64-v4", "-mprefer-vector-width=512"]}

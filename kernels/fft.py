@@ -20,13 +20,13 @@ _SHARED_NUMBERS = 4096
 """Complex numbers that a block keeps in shared memory: 32 KiB."""
 
 
-def transformable(length: int) -> bool:
-    """Whether the kernels transform this length."""
+def transformable(length: int, longest: int = LONGEST) -> bool:
+    """Whether the kernels transform this length, on a device up to 1024; `longest` is another limit."""
     rest = length
     for prime in (2, 3, 5):
         while rest > 1 and rest % prime == 0:
             rest //= prime
-    return rest == 1 and length <= LONGEST
+    return rest == 1 and length <= longest
 
 
 def apply(x: Tensor, axis: int, sign: int = -1, factor: float = 1.0) -> Tensor:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from . import device, native
+from .fft import transformable
 
 __all__ = [
     "COLUMNS",
@@ -48,12 +49,16 @@ _BLOCK = (8, 4, 8)
 _THREADS = 256
 _MOST_SHARED = 96 << 10
 """Bytes that every device since sm_80 gives one block."""
+_LONGEST = 1 << 17
+"""Rows that the compiled band-pass takes, padded."""
+_FURTHEST = 1 << 23
+"""Samples by which the kernels move a row."""
 
 _ADDRESS, _LENGTH, _INTEGER, _FLOAT = native.ADDRESS, native.LENGTH, native.INTEGER, native.FLOAT
-_GRID = (_ADDRESS, _ADDRESS, _ADDRESS, _LENGTH, _LENGTH, _LENGTH, _FLOAT, _INTEGER)
+_GRID = (_ADDRESS, _ADDRESS, _ADDRESS, _LENGTH, _LENGTH, _LENGTH, _LENGTH, _FLOAT, _INTEGER)
 _prepare = native.Function(
     *("scs_pat_prepare", _ADDRESS, _INTEGER, _LENGTH, _LENGTH, _LENGTH, _LENGTH, _ADDRESS, _FLOAT, _FLOAT, _INTEGER),
-    *(_ADDRESS, _INTEGER),
+    *(_LENGTH, _ADDRESS, _ADDRESS, _INTEGER),
 )
 _gather = native.Function("scs_pat_gather", _ADDRESS, _LENGTH, _LENGTH, _LENGTH, _ADDRESS, *_GRID, _ADDRESS, _INTEGER)
 _scatter = native.Function("scs_pat_scatter", _ADDRESS, _LENGTH, _LENGTH, _LENGTH, _ADDRESS, *_GRID, _ADDRESS, _INTEGER)
@@ -61,7 +66,11 @@ _scatter = native.Function("scs_pat_scatter", _ADDRESS, _LENGTH, _LENGTH, _LENGT
 
 @dataclass(frozen=True, eq=False)
 class Table:
-    """Elements and grid as the kernels read them: float32, elements (element, 8), x, y and z each along one axis."""
+    """Elements and grid as the kernels read them: float32, elements (element, 10), x, y and z each (2, points).
+
+    A length is the sum of two numbers, as one of float32 does not have the digits: of elements the columns 0 to 2 and 7 to 9, of
+    an axis the rows. Column 6 has the weights.
+    """
 
     elements: Tensor
     x: Tensor
@@ -72,8 +81,9 @@ class Table:
     def of(cls, elements: Tensor, x: Tensor, y: Tensor, z: Tensor, where: torch.device | str | None = None) -> Table:
         """From a table (element, 7) and axes of any real dtype. Raises ValueError for other shapes."""
         _check_geometry(elements, x, y, z)
-        padded = torch.nn.functional.pad(elements, (0, 1))
-        return cls(*(part.to(where, torch.float32).contiguous() for part in (padded, x, y, z)))
+        high, low = _split(elements)
+        axes = (torch.stack(_split(axis)) for axis in (x, y, z))
+        return cls(*(part.to(where).contiguous() for part in (torch.cat([high, low[:, :3]], 1), *axes)))
 
     def part(self, first: int, count: int) -> Table:
         """The same grid seen by `count` of the elements, from number `first` on; shares memory."""
@@ -82,7 +92,7 @@ class Table:
     @property
     def shape(self) -> tuple[int, int, int]:
         """Of an image: (z, y, x)."""
-        return len(self.z), len(self.y), len(self.x)
+        return self.z.shape[1], self.y.shape[1], self.x.shape[1]
 
 
 def prepared(rows: int, samples: int, where: torch.device | str | None = None) -> Tensor:
@@ -98,6 +108,8 @@ def prepare(
     offset: float = 0.0,
     delay: float = 0.0,
     derivative: bool = False,
+    response: Tensor | None = None,
+    length: int = 0,
     threads: int | None = None,
 ) -> None:
     """Write (signals - offset) times the weight of the element, with zeros around each row, into `rows`.
@@ -105,17 +117,21 @@ def prepare(
     signals: float32, int16 or uint16, (*batch, element, samples), numbers of a row side by side and rows equally far
     apart. rows: from `prepared`, one for each row of `signals`. derivative: instead of p take 2 p - 2 t dp/dt, t being
     `delay` at the first sample (universal back-projection; Xu, Wang, Phys Rev E 71, 016706, 2005), by central differences.
-    Rows of weight 0 are not read.
+    response: of a band-pass that comes before it, one real number, over `length`, for each frequency of a row padded to that
+    length, which a ramp leads back to its start so that its ends meet. Rows of weight 0 are not read.
     """
     samples = signals.shape[-1]
-    if _native(signals):
-        sizes = (len(rows), signals.stride(-2), len(table.elements), samples)
-        settings = (table.elements.data_ptr(), offset, delay, int(derivative), rows.data_ptr())
-        _prepare(signals.data_ptr(), _KINDS[signals.dtype], *sizes, *settings, threads or native.threads())
+    if _native(signals) and (response is None or transformable(length, _LONGEST)):
+        kind, sizes = _KINDS[signals.dtype], (len(rows), signals.stride(-2), len(table.elements), samples)
+        settings = (table.elements.data_ptr(), offset, delay, int(derivative))
+        band = (0, 0) if response is None else (length, response.data_ptr())
+        _prepare(signals.data_ptr(), kind, *sizes, *settings, *band, rows.data_ptr(), threads or native.threads())
         return
     weight = table.elements[:, 6:7]
     values = (signals.to(rows.dtype) - offset) * weight
     values = torch.where(weight == 0, 0, values)  # what a dead element holds may be no number
+    if response is not None:
+        values = _filtered(values, response, length)
     if derivative:
         values = 2 * values - 2 * _rise(values) * (torch.arange(samples, device=rows.device) + delay)
     rows.zero_()
@@ -131,14 +147,17 @@ def gather_into(
     """
     if _native(rows):
         sizes = (image.numel() // math.prod(table.shape), len(table.elements), rows.shape[-1] - _AROUND)
-        _gather(rows.data_ptr(), *sizes, *_grid(table), delay, weighting, image.data_ptr(), threads or native.threads())
+        settings = (*_grid(table), *_start(delay), weighting)
+        _gather(rows.data_ptr(), *sizes, *settings, image.data_ptr(), threads or native.threads())
     elif _cuda(rows):
         device.launch(*gather_launches(rows, table, image, delay=delay, weighting=weighting))
     else:
-        elements = table.elements[:, :COLUMNS].clone()
+        elements = table.elements[:, :COLUMNS].double()
+        elements[:, :3] += table.elements[:, COLUMNS:]
         elements[:, 6] = 1  # the weights are in the rows
         signals = rows[:, 1:-2].reshape(-1, len(elements), rows.shape[-1] - _AROUND)
-        image.copy_(_torch_gather(signals, elements, table.x, table.y, table.z, delay, weighting).reshape(image.shape))
+        x, y, z = (axis.double().sum(0) for axis in (table.x, table.y, table.z))
+        image.copy_(_torch_gather(signals, elements, x, y, z, delay, weighting).reshape(image.shape))
 
 
 def gather(
@@ -191,7 +210,8 @@ def scatter(
         device.launch(*scatter_launches(image, table, rows, delay=delay, weighting=weighting))
         return rows
     sizes = (rows.shape[:-2].numel(), len(elements), samples)
-    _scatter(image.data_ptr(), *sizes, *_grid(table), delay, weighting, rows.data_ptr(), native.threads())
+    settings = (*_grid(table), *_start(delay), weighting)
+    _scatter(image.data_ptr(), *sizes, *settings, rows.data_ptr(), native.threads())
     return rows
 
 
@@ -266,7 +286,7 @@ def gather_launches(rows: Tensor, table: Table, image: Tensor, *, delay: float, 
     """What `gather_into` runs on a CUDA device."""
     nz, ny, nx = table.shape
     grid = (-(-nx // _BLOCK[0]), -(-ny // _BLOCK[1]), nz * (image.numel() // (nz * ny * nx)))
-    sizes = (len(table.elements), rows.shape[-1] - _AROUND, nx, ny, nz, delay)
+    sizes = (len(table.elements), rows.shape[-1] - _AROUND, nx, ny, nz, *_start(delay))
     arguments = (rows, table.elements, table.x, table.y, table.z, image, *sizes)
     macros = (("SCS_WEIGHTING", weighting),)
     return [device.Launch("photoacoustic.cu", "scs_pat_gather", grid, _BLOCK, arguments, macros)]
@@ -279,7 +299,7 @@ def scatter_launches(image: Tensor, table: Table, rows: Tensor, *, delay: float,
     fits = shared <= _MOST_SHARED
     grid = (len(table.elements), rows.shape[:-2].numel(), 1)
     nz, ny, nx = table.shape
-    arguments = (image, table.elements, table.x, table.y, table.z, rows, samples, nx, ny, nz, delay)
+    arguments = (image, table.elements, table.x, table.y, table.z, rows, samples, nx, ny, nz, *_start(delay))
     macros = (("SCS_WEIGHTING", weighting), ("SCS_SHARED", int(fits)))
     bytes_ = shared if fits else 0
     return [device.Launch("photoacoustic.cu", "scs_pat_scatter", grid, (_THREADS, 1, 1), arguments, macros, bytes_)]
@@ -346,7 +366,28 @@ def _cuda(x: Tensor) -> bool:
 def _grid(table: Table) -> tuple[int, ...]:
     """Elements and axes as the C functions take them."""
     axes = (table.x, table.y, table.z)
-    return (table.elements.data_ptr(), *(axis.data_ptr() for axis in axes), *(len(axis) for axis in axes))
+    return (table.elements.data_ptr(), *(axis.data_ptr() for axis in axes), *(axis.shape[1] for axis in axes))
+
+
+def _start(delay: float) -> tuple[int, float]:
+    """What is whole in 1 - delay, and the rest: kernels move the row by the one and add the other to distances."""
+    start = 1 - delay
+    whole = math.floor(min(max(start, -_FURTHEST), _FURTHEST))
+    return whole, start - whole
+
+
+def _split(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Two of float32 whose sum has twice the digits."""
+    high = x.to(torch.float32)
+    return high, (x.double() - high).to(torch.float32)
+
+
+def _filtered(values: Tensor, response: Tensor, length: int) -> Tensor:
+    samples = values.shape[-1]
+    ramp = torch.linspace(0, 1, length - samples + 2, dtype=values.dtype, device=values.device)[1:-1]
+    longer = torch.cat([values, torch.lerp(values[..., -1:], values[..., :1], ramp)], -1)
+    filtered: Tensor = torch.fft.irfft(torch.fft.rfft(longer) * response, n=length, norm="forward")
+    return filtered[..., :samples]
 
 
 def _check(tensor: Tensor, axes: int, name: str, shape: tuple[int | None, ...]) -> None:

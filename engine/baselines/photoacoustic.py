@@ -132,6 +132,8 @@ class LiveBeamformer:
         self._image = torch.empty(1, *self.grid.shape)
         self._pixels: Singles = self._image.numpy()[0]
         self._scales: dict[tuple[int, int], Singles] = {}
+        self._response: Tensor | None = None
+        self._padded = 0
         self._geometry()
         self._lengthen(1)
 
@@ -176,34 +178,22 @@ class LiveBeamformer:
         self._rows = kernels.prepared(len(self.array), samples)
         self._scales.clear()
         if self._band is not None:
-            length = _filter_length(samples)
-            self._work = np.empty((len(self.array), length), np.float32)
-            self._response = band_response(self._band, self._time.sampling_rate_hz, length)
-            self._ramp = _ramp(length - samples)
+            self._padded = _filter_length(samples)
+            response = band_response(self._band, self._time.sampling_rate_hz, self._padded)
+            self._response = torch.from_numpy(response / np.float32(self._padded))
 
     def _prepare(self, frame: Frame, table: kernels.Table, rows: Tensor) -> None:
-        if self._band is None:
-            self._fill(_borrowed(frame), table, rows, self._offset)
-            return
-        filtered = self._filtered(frame, table.elements[:, 6].numpy() == 0)
-        self._fill(torch.from_numpy(filtered)[:, : frame.shape[1]], table, rows, 0.0)
-
-    def _fill(self, signals: Tensor, table: kernels.Table, rows: Tensor, offset: float) -> None:
-        derivative = self._weighting != kernels.PLAIN
-        delay, threads = self._time.delay, self._threads
-        kernels.prepare(signals, table, rows, offset=offset, delay=delay, derivative=derivative, threads=threads)
-
-    def _filtered(self, frame: Frame, dead: NDArray[np.bool_]) -> Singles:
-        work, samples = self._work[: len(frame)], frame.shape[1]
-        np.subtract(frame, self._offset, out=work[:, :samples], dtype=np.float32, casting="unsafe")
-        work[dead, :samples] = 0  # what a dead element holds may be no number
-        first, last = work[:, :1], work[:, samples - 1 : samples]
-        np.multiply(first - last, self._ramp, out=work[:, samples:])
-        work[:, samples:] += last
-        spectrum = scipy.fft.rfft(work, workers=self._threads)
-        spectrum *= self._response
-        filtered: Singles = scipy.fft.irfft(spectrum, n=work.shape[1], overwrite_x=True, workers=self._threads)
-        return filtered
+        kernels.prepare(
+            _borrowed(frame),
+            table,
+            rows,
+            offset=self._offset,
+            delay=self._time.delay,
+            derivative=self._weighting != kernels.PLAIN,
+            response=self._response,
+            length=self._padded,
+            threads=self._threads,
+        )
 
     def _sum(self, rows: Tensor, table: kernels.Table, image: Tensor) -> None:
         delay, weighting, threads = self._time.delay, self._weighting, self._threads

@@ -7,7 +7,14 @@
 #include "native.h"
 
 #if defined(__AVX2__)
+#if !defined(__clang__)
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized" /* of what these functions leave undefined (GCC bug 105593) */
+#endif
 #include <immintrin.h>
+#if !defined(__clang__)
+#pragma GCC diagnostic pop
+#endif
 #endif
 
 namespace scs {
@@ -33,6 +40,8 @@ SCS_HD Eight square_root(Eight x) { return _mm256_sqrt_ps(x); }
 SCS_HD Eight least(Eight a, Eight b) { return _mm256_min_ps(a, b); }
 SCS_HD Eight most(Eight a, Eight b) { return _mm256_max_ps(a, b); }
 SCS_HD Whole truncated(Eight x) { return reinterpret_cast<Whole>(_mm256_cvttps_epi32(x)); }
+SCS_HD Eight minus_square(Eight x, Eight y) { return _mm256_fnmadd_ps(y, y, x); }
+SCS_HD Eight half_inverse_root(Eight x) { return 0.5f * _mm256_rsqrt_ps(x); }
 SCS_HD bool all(Whole truth) { return _mm256_movemask_epi8(reinterpret_cast<__m256i>(truth)) == -1; }
 SCS_HD Eight number(Whole x) { return _mm256_cvtepi32_ps(reinterpret_cast<__m256i>(x)); }
 
@@ -87,11 +96,22 @@ SCS_HD bool all(Whole truth)
 }
 SCS_HD Eight number(Whole x) { return __builtin_convertvector(x, Eight); }
 
+/* x - y^2, rounded once. */
+SCS_HD Eight minus_square(Eight x, Eight y)
+{
+    typedef double Doubles __attribute__((vector_size(64)));
+    const Doubles wide = __builtin_convertvector(y, Doubles);
+    return __builtin_convertvector(__builtin_convertvector(x, Doubles) - wide * wide, Eight);
+}
+
 SCS_HD Eight square_root(Eight x)
 {
     for (int i = 0; i < EIGHT; ++i) x[i] = std::sqrt(x[i]);
     return x;
 }
+
+/* 1 / (2 sqrt(x)) to some digits. */
+SCS_HD Eight half_inverse_root(Eight x) { return 0.5f / square_root(x); }
 
 SCS_HD void load_pairs(const float* row, Whole k, Eight& first, Eight& second)
 {
@@ -107,5 +127,50 @@ SCS_HD void add_pairs(float* pairs, Whole k, Eight first, Eight second)
 }
 
 #endif
+
+/* What a loop reads and computes at once, before it looks numbers up eight at a time: the register, where that is wider. */
+#if defined(__AVX512F__)
+
+constexpr int WIDE = 16;
+typedef float Wide __attribute__((vector_size(64)));
+typedef float PackedWide __attribute__((vector_size(64), aligned(4), may_alias));
+typedef std::int32_t WideWhole __attribute__((vector_size(64)));
+
+SCS_HD Wide load_wide(const float* from) { return *reinterpret_cast<const PackedWide*>(from); }
+SCS_HD void store_wide(float* to, Wide value) { *reinterpret_cast<PackedWide*>(to) = value; }
+SCS_HD Wide multiply_add(Wide a, Wide b, Wide sum) { return _mm512_fmadd_ps(a, b, sum); }
+SCS_HD Wide square_root(Wide x) { return _mm512_sqrt_ps(x); }
+SCS_HD Wide least(Wide a, Wide b) { return _mm512_min_ps(a, b); }
+SCS_HD Wide most(Wide a, Wide b) { return _mm512_max_ps(a, b); }
+SCS_HD Wide minus_square(Wide x, Wide y) { return _mm512_fnmadd_ps(y, y, x); }
+SCS_HD Wide half_inverse_root(Wide x) { return 0.5f * _mm512_rsqrt14_ps(x); }
+SCS_HD WideWhole truncated(Wide x) { return reinterpret_cast<WideWhole>(_mm512_cvttps_epi32(x)); }
+SCS_HD Wide number(WideWhole x) { return _mm512_cvtepi32_ps(reinterpret_cast<__m512i>(x)); }
+
+SCS_HD void load_pairs(const float* row, WideWhole k, Wide& first, Wide& second)
+{
+    Eight low[2], high[2];
+    const __m512i index = reinterpret_cast<__m512i>(k);
+    load_pairs(row, reinterpret_cast<Whole>(_mm512_castsi512_si256(index)), low[0], high[0]);
+    load_pairs(row, reinterpret_cast<Whole>(_mm512_extracti64x4_epi64(index, 1)), low[1], high[1]);
+    const auto joined = [](Eight a, Eight b) {
+        return _mm512_castpd_ps(_mm512_insertf64x4(_mm512_castps_pd(_mm512_castps256_ps512(a)), _mm256_castps_pd(b), 1));
+    };
+    first = joined(low[0], low[1]), second = joined(high[0], high[1]);
+}
+
+#else
+
+constexpr int WIDE = EIGHT;
+typedef Eight Wide;
+typedef Whole WideWhole;
+
+SCS_HD Wide load_wide(const float* from) { return load8(from); }
+SCS_HD void store_wide(float* to, Wide value) { store8(to, value); }
+
+#endif
+
+template <class V>
+SCS_HD V spread_over(float value) { return value - V{}; } /* see `eight` */
 
 }  // namespace scs

@@ -129,7 +129,7 @@ const Plan* plan_for(std::int64_t n)
 }  // namespace scs
 
 /* The transform of (outer, n, inner) along n, times `factor`; sign -1 or 1 is that of the exponent. in may be out.
-   Lengths 2^a 3^b 5^c up to 1024. */
+   Lengths 2^a 3^b 5^c up to LONGEST. */
 SCS_API int scs_fft(const float* in, float* out, std::int64_t outer, std::int64_t n, std::int64_t inner, int sign,
                     float factor, int threads)
 {

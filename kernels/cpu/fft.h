@@ -8,7 +8,7 @@
 
 namespace scs {
 
-constexpr int LONGEST = 1024;
+constexpr int LONGEST = 1 << 17;
 constexpr int ELEMENT = 2 * LANES;
 /* Floats of one number of all columns: LANES real parts, then LANES imaginary ones. */
 

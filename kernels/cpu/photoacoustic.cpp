@@ -1,9 +1,11 @@
 /* Delay-and-sum, universal back-projection, and the scatter that is their adjoint. */
 #include <algorithm>
+#include <atomic>
 
 #include "eight.h" /* before the bodies, which call its functions */
 
 #include "photoacoustic.h"
+#include "sharing.h"
 
 namespace scs {
 namespace {
@@ -11,48 +13,99 @@ namespace {
 using std::int64_t;
 
 constexpr float TINY = 1e-6f;
-constexpr int64_t MOST_SAMPLES = 1 << 24; /* above, a float does not hold every index */
+constexpr int64_t MOST_SAMPLES = 1 << 23; /* above, a float does not hold every index beside a start of as many */
 constexpr int TILE_X = 64, TILE_Y = 32;
-constexpr int ORDERED = 0, PAIRS = 1, AXIS = 2; /* slots of scratch */
+constexpr int ORDERED = 0, PAIRS = 1; /* slots of scratch */
 
-/* A grid of points along three axes, in samples. `x` is read in vectors, so it must go on to a multiple of eight. */
+/* A grid of points along three axes, in samples: along each all coordinates, then what rounding took from them. */
 struct Grid {
     const float *x, *y, *z;
     int64_t nx, ny, nz;
 };
 
-/* An element as vectors see it. */
-struct Lanes {
-    Eight x, towards_x, early, last;
-    const Element& at;
-    Lanes(const Element& element, float delay, int64_t samples)
-        : x(eight(element.x)), towards_x(eight(element.towards_x)), early(eight(1 - delay)),
-          last(eight(static_cast<float>(samples + 1))), at(element)
+/* Coordinates, each the sum of two floats. */
+double exact(const float* axis, int64_t n, int64_t i) { return static_cast<double>(axis[i]) + axis[n + i]; }
+
+Sum<float> split(double x)
+{
+    const float high = static_cast<float>(x);
+    return {high, static_cast<float>(x - high)};
+}
+
+/* When recording starts: see `arrival`. */
+struct Start {
+    int64_t whole;
+    float early;
+
+    float first() const { return static_cast<float>(-whole); }
+    float last(int64_t samples) const { return static_cast<float>(samples + 1 - whole); }
+
+    /* Where the row ends before the first sound could arrive, it does at any distance: k must not become negative. */
+    static Start of(int64_t whole, float early, int64_t samples)
     {
+        return whole > samples + 1 ? Start{samples + 1, 0} : Start{whole, early};
     }
 };
 
-/* A row of points at the same y and z. */
-struct Line {
-    Eight aside_squared, towards;
-    Line(const Element& element, float y, float z)
+/* The x of points as an element sees them: distance along x and its square. */
+struct Columns {
+    float *apart, *high, *low;
+
+    Columns(float* memory, int64_t count) : apart(memory), high(memory + count), low(memory + 2 * count) {}
+    static int64_t size(int64_t count) { return 3 * count; }
+
+    void set(int64_t i, double dx) const
     {
-        const float dy = y - element.y, dz = z - element.z;
-        aside_squared = eight(dy * dy + dz * dz);
-        towards = eight(dy * element.towards_y + dz * element.towards_z);
+        const Sum<float> square = split(dx * dx);
+        apart[i] = static_cast<float>(dx), high[i] = square.high, low[i] = square.low;
     }
 };
+
+/* What an element and points with the same y and z have to do with each other. V: a vector. */
+template <class V>
+struct Line {
+    V high, low, towards;
+    Line(const Element& element, double dy, double dz)
+    {
+        const Sum<float> aside = split(dy * dy + dz * dz + LEAST_SQUARED);
+        high = spread_over<V>(aside.high), low = spread_over<V>(aside.low);
+        towards = spread_over<V>(static_cast<float>(dy) * element.towards_y + static_cast<float>(dz) * element.towards_z);
+    }
+};
+
+/* An element as vectors see it. */
+template <class V>
+struct Lanes {
+    V early, first, last, one, towards_x;
+    const Element& at;
+    Lanes(const Element& element, Start start, int64_t samples)
+        : early(spread_over<V>(start.early)), first(spread_over<V>(start.first())), last(spread_over<V>(start.last(samples))),
+          one(spread_over<V>(1)), towards_x(spread_over<V>(element.towards_x)), at(element)
+    {
+    }
+    double x() const { return static_cast<double>(at.x) + at.low_x; }
+    double y() const { return static_cast<double>(at.y) + at.low_y; }
+    double z() const { return static_cast<double>(at.z) + at.low_z; }
+};
+
+template <class V>
+SCS_HD V vector_at(const float* from)
+{
+    if constexpr (sizeof(V) == sizeof(Wide)) return load_wide(from);
+    else return load8(from);
+}
 
 /* Index of the sample before the arrival, the part of the way to the next one, and the weight: the same in both directions. */
-template <int WEIGHTING>
-SCS_HD void reach(const Lanes& element, const Line& line, const float* x, Whole& k, Eight& part, Eight& weight)
+template <int WEIGHTING, class V, class K>
+SCS_HD void reach(const Lanes<V>& element, const Line<V>& line, const Columns& columns, int64_t x, K& k, V& part, V& weight)
 {
-    const Eight dx = load8(x) - element.x, squared = multiply_add(dx, dx, line.aside_squared);
-    const Eight at = arrival(squared, element.early, element.last);
-    k = truncated(at);
-    part = at - number(k);
-    if constexpr (WEIGHTING != PLAIN)
-        weight = solid_angle<WEIGHTING>(squared, multiply_add(dx, element.towards_x, line.towards), eight(TINY));
+    Sum<V> squared = added(vector_at<V>(columns.high + x), line.high);
+    squared.low += vector_at<V>(columns.low + x) + line.low;
+    arrival(squared, element.early, element.first, element.last, element.one, k, part);
+    if constexpr (WEIGHTING != PLAIN) {
+        const V towards = multiply_add(vector_at<V>(columns.apart + x), element.towards_x, line.towards);
+        weight = solid_angle<WEIGHTING>(squared.high, towards, spread_over<V>(TINY));
+    }
 }
 
 struct Gather {
@@ -60,45 +113,47 @@ struct Gather {
     int64_t elements, samples, stride;
     const Element* element;
     Grid grid;
-    float delay;
+    Start start;
     float* image;
 
+    int64_t across() const { return (grid.nx + TILE_X - 1) / TILE_X; }
+    int64_t down() const { return (grid.ny + TILE_Y - 1) / TILE_Y; }
+    int64_t tiles() const { return across() * down() * grid.nz; }
+
     template <int WEIGHTING>
-    void tile(int64_t z, int64_t y0, int64_t x0) const
+    void tile(int64_t i) const
     {
+        const int64_t z = i / (across() * down()), y0 = i / across() % down() * TILE_Y, x0 = i % across() * TILE_X;
         const int64_t ny = std::min<int64_t>(TILE_Y, grid.ny - y0), nx = std::min<int64_t>(TILE_X, grid.nx - x0);
         alignas(64) float sums[TILE_Y * TILE_X] = {};
-        for (int64_t i = 0; i < elements; ++i)
-            if (element[i].weight != 0) add<WEIGHTING>(i, z, y0, ny, x0, nx, sums);
+        double place[TILE_X];
+        for (int64_t x = 0; x < TILE_X; ++x) place[x] = exact(grid.x, grid.nx, x0 + std::min(x, nx - 1));
+        for (int64_t e = 0; e < elements; ++e)
+            if (element[e].weight != 0) add<WEIGHTING>(e, z, y0, ny, place, nx, sums);
         for (int64_t y = 0; y < ny; ++y)
             std::memcpy(image + ((z * grid.ny + y0 + y) * grid.nx + x0), sums + y * TILE_X, sizeof(float) * nx);
     }
 
     template <int WEIGHTING>
-    void add(int64_t i, int64_t z, int64_t y0, int64_t ny, int64_t x0, int64_t nx, float* sums) const
+    void add(int64_t e, int64_t z, int64_t y0, int64_t ny, const double* place, int64_t nx, float* sums) const
     {
-        const float* row = rows + i * stride;
-        const Lanes lanes(element[i], delay, samples);
+        const float* row = rows + e * stride + start.whole;
+        const Lanes<Wide> lanes(element[e], start, samples);
+        alignas(64) float memory[3 * TILE_X];
+        const Columns columns(memory, TILE_X);
+        for (int64_t x = 0; x < TILE_X; ++x) columns.set(x, place[x] - lanes.x());
+        const double dz = exact(grid.z, grid.nz, z) - lanes.z();
         for (int64_t y = 0; y < ny; ++y, sums += TILE_X) {
-            const Line line(element[i], grid.y[y0 + y], grid.z[z]);
-            for (int64_t x = 0; x < nx; x += EIGHT) {
-                Whole k;
-                Eight part, weight, before, after;
-                reach<WEIGHTING>(lanes, line, grid.x + x0 + x, k, part, weight);
+            const Line<Wide> line(element[e], exact(grid.y, grid.ny, y0 + y) - lanes.y(), dz);
+            for (int64_t x = 0; x < nx; x += WIDE) {
+                WideWhole k;
+                Wide part, weight, before, after;
+                reach<WEIGHTING>(lanes, line, columns, x, k, part, weight);
                 load_pairs(row, k, before, after);
-                const Eight value = multiply_add(part, after - before, before), sum = load8(sums + x);
-                store8(sums + x, WEIGHTING == PLAIN ? sum + value : multiply_add(weight, value, sum));
+                const Wide value = multiply_add(part, after - before, before), sum = load_wide(sums + x);
+                store_wide(sums + x, WEIGHTING == PLAIN ? sum + value : multiply_add(weight, value, sum));
             }
         }
-    }
-
-    template <int WEIGHTING>
-    void all(int threads) const
-    {
-        const int64_t across = (grid.nx + TILE_X - 1) / TILE_X, down = (grid.ny + TILE_Y - 1) / TILE_Y;
-#pragma omp parallel for schedule(dynamic) num_threads(threads)
-        for (int64_t i = 0; i < across * down * grid.nz; ++i)
-            tile<WEIGHTING>(i / (across * down), i / across % down * TILE_Y, i % across * TILE_X);
     }
 };
 
@@ -109,24 +164,29 @@ struct Scatter {
     Grid grid;          /* x in the same order */
     int64_t samples;
     const Element* element;
-    float delay;
+    Start start;
+
+    static int64_t memory(int64_t samples, int64_t nx) { return 2 * (samples + 2) + Columns::size(nx); }
 
     template <int WEIGHTING>
-    void row(int64_t i, float* pairs, float* out) const
+    void row(int64_t i, float* memory, float* out) const
     {
+        const Columns columns(memory, grid.nx);
+        float* pairs = memory + Columns::size(grid.nx);
         std::memset(pairs, 0, sizeof(float) * 2 * (samples + 2));
-        const Lanes lanes(element[i], delay, samples);
+        const Lanes<Eight> lanes(element[i], start, samples);
+        for (int64_t x = 0; x < grid.nx; ++x) columns.set(x, exact(grid.x, grid.nx, x) - lanes.x());
         const float* point = image;
         for (int64_t z = 0; z < grid.nz; ++z)
             for (int64_t y = 0; y < grid.ny; ++y) {
-                const Line line(element[i], grid.y[y], grid.z[z]);
+                const Line<Eight> line(element[i], exact(grid.y, grid.ny, y) - lanes.y(), exact(grid.z, grid.nz, z) - lanes.z());
                 for (int64_t x = 0; x < grid.nx; x += EIGHT, point += EIGHT) {
                     Whole k;
                     Eight part, weight, value = load8(point);
-                    reach<WEIGHTING>(lanes, line, grid.x + x, k, part, weight);
+                    reach<WEIGHTING>(lanes, line, columns, x, k, part, weight);
                     if constexpr (WEIGHTING != PLAIN) value *= weight;
                     const Eight after = part * value;
-                    add_pairs(pairs, k, value - after, after);
+                    add_pairs(pairs + 2 * start.whole, k, value - after, after);
                 }
             }
         for (int64_t k = 1; k <= samples; ++k) out[k - 1] = element[i].weight * (pairs[2 * k] + pairs[2 * k - 1]);
@@ -154,77 +214,34 @@ void by_weighting(int weighting, Work work)
     if (weighting == SPACE) work(std::integral_constant<int, SPACE>{});
 }
 
-bool sound(int64_t batch, int64_t elements, int64_t samples, int64_t nx, int64_t ny, int64_t nz, int weighting, int threads)
+bool sound(int64_t batch, int64_t elements, int64_t samples, int64_t nx, int64_t ny, int64_t nz, int64_t whole, int weighting,
+           int threads)
 {
     const bool sizes = batch >= 0 && elements >= 0 && samples >= 1 && samples < MOST_SAMPLES && nx >= 1 && ny >= 1 && nz >= 1;
-    return sizes && weighting >= PLAIN && weighting <= SPACE && threads >= 1;
-}
-
-/* One row to float, with a zero before it and two after: (x - offset) weight, or for universal back-projection that of
-   2 x - 2 t dx/dt, t in samples, the derivative by central differences and one-sided at the ends. */
-template <class Sample>
-void prepare_row(const Sample* from, int64_t samples, float offset, float weight, float delay, bool derivative, float* to)
-{
-    to[0] = to[samples + 1] = to[samples + 2] = 0;
-    float* out = to + 1;
-    if (weight == 0) {
-        std::memset(out, 0, sizeof(float) * samples);
-        return;
-    }
-    if (!derivative) {
-        for (int64_t k = 0; k < samples; ++k) out[k] = (static_cast<float>(from[k]) - offset) * weight;
-        return;
-    }
-    const int count = static_cast<int>(samples); /* a vector of these becomes floats in one instruction */
-    const auto value = [=](int k) { return static_cast<float>(from[k]) - offset; };
-    const auto filtered = [=](int k, float rise) { return 2 * weight * (value(k) - (static_cast<float>(k) + delay) * rise); };
-    for (int k = 1; k < count - 1; ++k) out[k] = filtered(k, 0.5f * (value(k + 1) - value(k - 1)));
-    out[0] = filtered(0, count > 1 ? value(1) - value(0) : 0);
-    if (count > 1) out[count - 1] = filtered(count - 1, value(count - 1) - value(count - 2));
+    return sizes && whole >= -MOST_SAMPLES && whole <= MOST_SAMPLES && weighting >= PLAIN && weighting <= SPACE && threads >= 1;
 }
 
 }  // namespace
 }  // namespace scs
 
-/* Rows as `scs_pat_gather` reads them. kind: 0 float, 1 int16, 2 uint16. from: rows, each `stride` numbers after the last;
-   to: (rows, samples + 3); element i, whose weight is multiplied in, is that of row i modulo `elements`. Rows of weight 0 become zeros unread. */
-SCS_API int scs_pat_prepare(const void* from, int kind, std::int64_t rows, std::int64_t stride, std::int64_t elements,
-                            std::int64_t samples, const float* element, float offset, float delay, int derivative, float* to, int threads)
-{
-    using namespace scs;
-    if (kind < 0 || kind > 2 || rows < 0 || stride < samples || elements < 1 || samples < 1 || samples >= MOST_SAMPLES || threads < 1)
-        return BAD_ARGUMENT;
-    const Element* table = reinterpret_cast<const Element*>(element);
-#pragma omp parallel for schedule(static) num_threads(threads)
-    for (std::int64_t i = 0; i < rows; ++i) {
-        const float weight = table[i % elements].weight;
-        float* out = to + i * (samples + 3);
-        const auto prepare = [&](auto* typed) {
-            prepare_row(typed + i * stride, samples, offset, weight, delay, derivative != 0, out);
-        };
-        if (kind == 0) prepare(static_cast<const float*>(from));
-        if (kind == 1) prepare(static_cast<const std::int16_t*>(from));
-        if (kind == 2) prepare(static_cast<const std::uint16_t*>(from));
-    }
-    return OK;
-}
-
 /* image[b, z, y, x] = sum over elements of weight(element, point) row_b(arrival), rows as prepared, element weights in them.
-   rows: (batch, elements, samples + 3). element: (elements, 8). image: (batch, nz, ny, nx). */
+   rows: (batch, elements, samples + 3). element: (elements, 10). x, y, z: (2, n), see Grid. image: (batch, nz, ny, nx). whole and
+   early: 1 - delay, see arrival. */
 SCS_API int scs_pat_gather(const float* rows, std::int64_t batch, std::int64_t elements, std::int64_t samples,
                            const float* element, const float* x, const float* y, const float* z, std::int64_t nx,
-                           std::int64_t ny, std::int64_t nz, float delay, int weighting, float* image, int threads)
+                           std::int64_t ny, std::int64_t nz, std::int64_t whole, float early, int weighting, float* image,
+                           int threads)
 {
     using namespace scs;
-    if (!sound(batch, elements, samples, nx, ny, nz, weighting, threads)) return BAD_ARGUMENT;
+    if (!sound(batch, elements, samples, nx, ny, nz, whole, weighting, threads)) return BAD_ARGUMENT;
     const Element* table = reinterpret_cast<const Element*>(element);
-    float* padded = static_cast<float*>(scratch(AXIS, sizeof(float) * rounded(nx)));
-    if (!padded) return NO_MEMORY;
-    for (std::int64_t i = 0; i < rounded(nx); ++i) padded[i] = x[std::min(i, nx - 1)];
+    const Start start = Start::of(whole, early, samples);
     for (std::int64_t b = 0; b < batch; ++b) {
         const float* own = rows + b * elements * (samples + 3);
-        const Gather gather{own, elements, samples, samples + 3, table, {padded, y, z, nx, ny, nz}, delay, image + b * nx * ny * nz};
-        by_weighting(weighting, [&](auto w) { gather.all<w>(threads); });
+        const Gather gather{own, elements, samples, samples + 3, table, {x, y, z, nx, ny, nz}, start, image + b * nx * ny * nz};
+        by_weighting(weighting, [&](auto w) {
+            share(gather.tiles(), threads, [&](std::int64_t i) { gather.template tile<w>(i); });
+        });
     }
     return OK;
 }
@@ -232,25 +249,26 @@ SCS_API int scs_pat_gather(const float* rows, std::int64_t batch, std::int64_t e
 /* The adjoint: rows[b, element, k] += weight image[b, point] (1 - part) and ... part at k + 1. rows: (batch, elements, samples). */
 SCS_API int scs_pat_scatter(const float* image, std::int64_t batch, std::int64_t elements, std::int64_t samples,
                             const float* element, const float* x, const float* y, const float* z, std::int64_t nx,
-                            std::int64_t ny, std::int64_t nz, float delay, int weighting, float* rows, int threads)
+                            std::int64_t ny, std::int64_t nz, std::int64_t whole, float early, int weighting, float* rows,
+                            int threads)
 {
     using namespace scs;
-    if (!sound(batch, elements, samples, nx, ny, nz, weighting, threads)) return BAD_ARGUMENT;
+    if (!sound(batch, elements, samples, nx, ny, nz, whole, weighting, threads)) return BAD_ARGUMENT;
     const std::int64_t wide = rounded(nx), lines = ny * nz;
-    float* ordered = static_cast<float*>(scratch(ORDERED, sizeof(float) * wide * (batch * lines + 1)));
+    float* ordered = static_cast<float*>(scratch(ORDERED, sizeof(float) * wide * (batch * lines + 2)));
     if (!ordered) return NO_MEMORY;
     float* axis = ordered + wide * batch * lines;
     spread(x, nx, x[0], axis);
+    spread(x + nx, nx, x[nx], axis + wide);
     for (std::int64_t i = 0; i < batch * lines; ++i) spread(image + i * nx, nx, 0, ordered + i * wide);
     const Element* table = reinterpret_cast<const Element*>(element);
-    bool memory = true;
-#pragma omp parallel for schedule(dynamic) num_threads(threads) reduction(&& : memory)
-    for (std::int64_t i = 0; i < batch * elements; ++i) {
-        float* pairs = static_cast<float*>(scratch(PAIRS, sizeof(float) * 2 * (samples + 2)));
-        memory = memory && pairs;
-        if (!pairs) continue;
-        const Scatter work{ordered + i / elements * lines * wide, {axis, y, z, wide, ny, nz}, samples, table, delay};
-        by_weighting(weighting, [&](auto w) { work.row<w>(i % elements, pairs, rows + i * samples); });
-    }
-    return memory ? OK : NO_MEMORY;
+    const Start start = Start::of(whole, early, samples);
+    std::atomic<int> status{OK};
+    share(batch * elements, threads, [&](std::int64_t i) {
+        float* memory = static_cast<float*>(scratch(PAIRS, sizeof(float) * Scatter::memory(samples, wide)));
+        const Scatter work{ordered + i / elements * lines * wide, {axis, y, z, wide, ny, nz}, samples, table, start};
+        if (memory) by_weighting(weighting, [&](auto w) { work.template row<w>(i % elements, memory, rows + i * samples); });
+        else status = NO_MEMORY;
+    });
+    return status;
 }

@@ -17,5 +17,9 @@ SCS_HD float multiply_add(float a, float b, float sum) { return fmaf(a, b, sum);
 SCS_HD float square_root(float x) { return sqrtf(x); }
 SCS_HD float least(float a, float b) { return fminf(a, b); }
 SCS_HD float most(float a, float b) { return fmaxf(a, b); }
+SCS_HD float minus_square(float x, float y) { return fmaf(-y, y, x); }
+SCS_HD float half_inverse_root(float x) { return 0.5f / sqrtf(x); }
+SCS_HD int truncated(float x) { return static_cast<int>(x); }
+SCS_HD float number(int x) { return static_cast<float>(x); }
 
 }  // namespace scs

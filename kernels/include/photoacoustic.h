@@ -6,20 +6,43 @@
 
 namespace scs {
 
+/* Added to |r - s|^2, so that nothing is divided by 0. */
+constexpr float LEAST_SQUARED = 1e-12f;
+
 /* What an element counts for at a point: its weight alone (delay-and-sum), or times the solid angle of its surface. */
 enum Weighting { PLAIN = 0, PLANE = 1, SPACE = 2 };
 
-/* A row of the table of elements. `towards` is the normal, which points into the image; `weight` is 0 for a dead element. */
+/* A row of the table of elements. `towards` is the normal, which points into the image; `weight` is 0 for a dead element.
+   `low_x` ... is what rounding took from x ... */
 struct Element {
-    float x, y, z, towards_x, towards_y, towards_z, weight, unused;
+    float x, y, z, towards_x, towards_y, towards_z, weight, low_x, low_y, low_z;
 };
 
-/* Where in a row of `samples` numbers, with zeros around it, the sound of a point arrives: 0 stands for the zero before the
-   first sample, last = samples + 1 for that after the last one; what lies further out is there, too. `early` is 1 - delay. */
+/* A number as the sum of two, the second of the size of the first one's rounding. */
 template <class Real>
-SCS_HD Real arrival(Real distance_squared, Real early, Real last)
+struct Sum {
+    Real high, low;
+};
+
+/* a + b of two that are not negative, without rounding (Dekker, Numer Math 18, 224, 1971). */
+template <class Real>
+SCS_HD Sum<Real> added(Real a, Real b)
 {
-    return least(most(square_root(distance_squared) + early, Real{}), last);
+    const Real more = most(a, b), less = least(a, b), high = more + less;
+    return {high, less - (high - more)};
+}
+
+/* Where in a row of `samples` numbers, with zeros around it, the sound of a point arrives. Number 0 is the zero before the first
+   sample, so it does at distance + 1 - delay; what is whole in that moves the row, `early` is the rest. Not before first = -whole,
+   not after last = samples + 1 - whole, where zeros are. k is the sample before, `part` the part of the way to the next one. A
+   distance rounded as it stands leaves few digits of that part, so what this took, and the rounding of its square, is added to it. */
+template <class Real, class Whole>
+SCS_HD void arrival(Sum<Real> squared, Real early, Real first, Real last, Real one, Whole& k, Real& part)
+{
+    const Real distance = square_root(squared.high), half = half_inverse_root(squared.high);
+    k = truncated(least(most(distance + early, first), last));
+    const Real lost = (minus_square(squared.high, distance) + squared.low) * half;
+    part = least(most((distance - number(k)) + (early + lost), Real{}), one);
 }
 
 /* n (r - s) / |r - s|^2 in the plane, .../|r - s|^3 in space (Xu, Wang, Phys Rev E 71, 016706, 2005); 0 behind the element. */
