@@ -204,6 +204,8 @@ class TrainingConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     """Turn the phase of complex images at random, with a random slope of up to a turn over 128 pixels."""
     turn: bool = True
     """Flip and turn images at random."""
+    shapes: Share = 0.0
+    """Share of complex images that are random phantoms in place of those given: edges and contrasts that no anatomy has."""
     precision: Literal["auto", "bfloat16", "float32"] = "auto"
     """`auto`: bfloat16 where the processor computes with it, for it is slower than float32 elsewhere."""
     denoising_share: Share = 0.2

@@ -10,11 +10,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ..config_priors import TrainingConfig
 from ..errors import ConfigError
+from ..operators.cartesian import Fourier
+from ..simulation.phantom import random_phantom
 from .denoiser import Denoiser
 from .domains import random_phase
 
@@ -43,15 +46,30 @@ def _patch(image: Tensor, size: int, generator: torch.Generator, *, turn: bool) 
     return patch
 
 
+def _shape(size: int, generator: torch.Generator) -> Tensor:
+    """A random phantom as a scan sees it, (2, size, size): from its k-space, with what an edge rings, greatest magnitude 1."""
+    drawn = np.random.default_rng(int(torch.randint(0, 1 << 62, (1,), generator=generator)))
+    k = np.arange(size) - size // 2
+    kspace = torch.from_numpy(random_phantom(drawn).kspace(k[None, :], k[:, None]))
+    image = Fourier((size, size), dtype=torch.complex128).H(kspace)
+    return torch.view_as_real(image / image.abs().max()).movedim(-1, 0).float()
+
+
 def augmented(
     images: Sequence[Tensor] | Tensor, config: TrainingConfig, generator: torch.Generator, *, slopes: bool = True
 ) -> Tensor:
     """A batch (batch, C, crop, crop) float32 drawn from images (C, H, W): cropped, turned, rescaled, with random phase.
 
-    slopes: whether the phase may rise along an axis.
+    Some are random phantoms instead (`config.shapes`). slopes: whether the phase may rise along an axis.
     """
     chosen = torch.randint(0, len(images), (config.batch,), generator=generator)
-    batch = torch.stack([_patch(images[i], config.crop, generator, turn=config.turn) for i in chosen.tolist()])
+    made = torch.rand(config.batch, generator=generator) < config.shapes if config.shapes else torch.zeros(config.batch)
+    batch = torch.stack(
+        [
+            _shape(config.crop, generator) if shape else _patch(images[i], config.crop, generator, turn=config.turn)
+            for i, shape in zip(chosen.tolist(), made.tolist(), strict=True)
+        ]
+    )
     if config.phase and batch.shape[1] == 2:
         batch = random_phase(batch, generator, slopes=slopes)
     low, high = (math.log(s) for s in config.scale)
@@ -97,6 +115,10 @@ class Trainer:
         if found != wanted:
             raise ConfigError(f"network.channels = {wanted}: images in this domain have {found} channels")
         low, high = self.config.sigma
+        if self.config.shapes and found != 2:
+            raise ConfigError(
+                f"training.shapes = {self.config.shapes}: phantoms are complex images, not {found} channels"
+            )
         if low >= high:
             raise ConfigError(f"training.sigma = [{low}, {high}]: the first must be less than the second")
 

@@ -181,7 +181,7 @@ class Proximal(DataConsistency):
             kspace = torch.where(m.mask, (m.data + weight * kspace) / (1 + weight), kspace)
             return self.fourier.H(kspace)
         if state.requires_grad:
-            return cast(Tensor, Implicit.apply(state, self, self.adjoint, weight, 0.0))  # type: ignore[no-untyped-call]
+            return cast(Tensor, Implicit.apply(state, self, self.adjoint, weight, 1.0))  # type: ignore[no-untyped-call]
         return self.solve(self.adjoint + weight * state, weight, state)
 
     def solve(self, right: Tensor, weight: float, initial: Tensor) -> Tensor:

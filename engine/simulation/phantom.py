@@ -15,7 +15,7 @@ from typing import Literal
 import numpy as np
 from scipy.special import j1
 
-__all__ = ["Ellipse", "Phantom", "shepp_logan"]
+__all__ = ["Ellipse", "Phantom", "random_phantom", "shepp_logan"]
 
 Contrast = Literal["modified", "classic"]
 
@@ -101,6 +101,27 @@ def shepp_logan(*, contrast: Contrast = "modified") -> Phantom:
     for value, (a, b, x, y, degrees) in zip(_VALUES[contrast], _SHAPES, strict=True):
         # The table has y up and lengths in half fields of view; pictures have y down.
         ellipses.append(Ellipse(value, (x / 2, -y / 2), (a / 2, b / 2), -math.radians(degrees)))
+    return Phantom(tuple(ellipses))
+
+
+def random_phantom(generator: np.random.Generator) -> Phantom:
+    """An object with sharp edges that no two scans share: a shell of its own brightness, filled, with 3 to 12 inclusions.
+
+    Values lie from 0 to about 1 but where inclusions overlap. To train on: what is in a field of view need not be anatomy.
+    """
+    draw = generator.uniform
+    axes = (draw(0.2, 0.44), draw(0.2, 0.44))
+    center, angle = (draw(-0.05, 0.05), draw(-0.05, 0.05)), draw(0, math.pi)
+    shell, filling, thickness = draw(0.1, 1.0), draw(0.1, 1.0), draw(0.005, 0.06)
+    inner = (axes[0] - thickness, axes[1] - thickness)
+    ellipses = [Ellipse(shell, center, axes, angle), Ellipse(filling - shell, center, inner, angle)]
+    for _ in range(generator.integers(3, 13)):
+        place, turn = draw(0, 0.7), draw(0, 2 * math.pi)
+        u, v = place * inner[0] * math.cos(turn), place * inner[1] * math.sin(turn)
+        x, y = _turned(u, v, -angle)
+        size = (draw(0.01, 0.12), draw(0.01, 0.12))
+        value = float(draw(-filling, 0.4)) if draw() < 0.5 else float(draw(-0.15, 0.15))
+        ellipses.append(Ellipse(value, (center[0] + float(x), center[1] + float(y)), size, draw(0, math.pi)))
     return Phantom(tuple(ellipses))
 
 

@@ -298,7 +298,9 @@ def loop_trainer(**change: object) -> LoopTrainer:
 
 
 def test_training_through_the_loop_brings_images_nearer_to_the_truth() -> None:
-    training = loop_trainer(steps=150, learning_rate=2e-3)
+    training = loop_trainer(
+        steps=150, learning_rate=2e-3, coil_share=0.0
+    )  # coils leave little to gain in smooth images
 
     @torch.no_grad()
     def loss() -> float:
@@ -321,6 +323,38 @@ def test_gradients_through_the_proximal_point_of_coils_are_right() -> None:
     prox = make_consistency(measured, DataConfig(kind="proximal", iterations=60))
     state = torch.randn(1, 6, 6, dtype=torch.complex128, requires_grad=True)
     assert torch.autograd.gradcheck(lambda z: prox(z, 0.3), (state,), atol=1e-5)
+
+
+def test_few_iterations_give_the_gradient_of_what_was_not_measured() -> None:
+    """With data of little noise the prior fills in only what is missing: iterations that start at nothing would not find it."""
+    maps = simulated_maps(4, (24, 24), torch.Generator().manual_seed(0))
+    mask = random_mask("random", (24, 24), 8.0, torch.Generator().manual_seed(1))
+    gradients = []
+    for iterations in (4, 60):
+        measured = Measurement(data=torch.zeros(4, 1, 24, 24, dtype=torch.complex64), mask=mask, maps=maps, noise=0.004)
+        prox = make_consistency(measured, DataConfig(kind="proximal", iterations=iterations))
+        state = torch.ones(1, 24, 24, dtype=torch.complex64, requires_grad=True)
+        wanted = torch.randn(1, 24, 24, dtype=torch.complex64, generator=torch.Generator().manual_seed(2))
+        torch.view_as_real(prox(state, 0.2) * wanted).sum().backward()
+        assert state.grad is not None
+        gradients.append(state.grad)
+    few, exact = gradients
+    assert float(exact.norm() / wanted.norm()) > 0.2
+    assert float((few - exact).norm() / exact.norm()) < 0.4  # begun at nothing it is 0.9
+
+
+def test_random_phantoms_are_part_of_the_images() -> None:
+    """Objects in air, each another one, with the greatest magnitude that images have."""
+    config = msgspec.structs.replace(BASE, shapes=1.0, phase=False, scale=(0.999, 1.0), batch=6)
+    batch = augmented([torch.zeros(2, 32, 32)], config, torch.Generator().manual_seed(3))
+    assert batch.shape == (6, 2, BASE.crop, BASE.crop)
+    magnitude = batch.square().sum(1).sqrt()
+    torch.testing.assert_close(magnitude.amax((1, 2)), torch.ones(6), rtol=1e-3, atol=0)
+    assert float(magnitude[:, :3, :3].max()) < 0.1  # a corner of the field of view
+    assert float((magnitude[0] - magnitude[1]).abs().max()) > 0.2
+    with pytest.raises(ConfigError, match=r"training.shapes = 0.5"):
+        network = NetworkConfig(channels=4, widths=(4, 8), blocks=1)
+        Trainer(Denoiser.of_size(network), [torch.zeros(4, 32, 32)], msgspec.structs.replace(BASE, shapes=0.5))
 
 
 def test_plain_denoising_is_part_of_it() -> None:
