@@ -117,11 +117,11 @@ def random_phantom(generator: np.random.Generator) -> Phantom:
     ellipses = [Ellipse(shell, center, axes, angle), Ellipse(filling - shell, center, inner, angle)]
     for _ in range(generator.integers(3, 13)):
         place, turn = draw(0, 0.7), draw(0, 2 * math.pi)
-        u, v = place * inner[0] * math.cos(turn), place * inner[1] * math.sin(turn)
+        u, v = np.array([place * inner[0] * math.cos(turn)]), np.array([place * inner[1] * math.sin(turn)])
         x, y = _turned(u, v, -angle)
         size = (draw(0.01, 0.12), draw(0.01, 0.12))
         value = float(draw(-filling, 0.4)) if draw() < 0.5 else float(draw(-0.15, 0.15))
-        ellipses.append(Ellipse(value, (center[0] + float(x), center[1] + float(y)), size, draw(0, math.pi)))
+        ellipses.append(Ellipse(value, (center[0] + float(x[0]), center[1] + float(y[0])), size, draw(0, math.pi)))
     return Phantom(tuple(ellipses))
 
 
