@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
+from acceptance_faults import BAIT, CLOSE, CONFIG, Faults, acquisition
 from acceptance_neighbor import Neighbor
 from acceptance_parts import Answer, Checks, WatchedServer, chunks, probe
 from scanside.adapters import mrd
@@ -22,41 +23,15 @@ from scanside.adapters.mrd_framing import Framer
 from scanside.adapters.mrd_header import parse_header
 from scanside.engine.errors import ScansideError
 from scanside.engine.evaluation import nrmse
-from scanside.engine.headers import AcquisitionFlag
 from scanside.engine.limits import DEFAULT_LIMITS
-from scanside.engine.messages import AcquisitionBatch
 from scanside.engine.simulation.scan import simulate_scan
 
 __all__ = ["Hostile"]
 
-BAIT = "scanside_bait"
-CONFIG, CLOSE = mrd.encode_config_file("mri/cartesian"), mrd.encode_close()
 MIB = 1 << 20
 HANDSHAKE_SECONDS, MESSAGE_SECONDS = 10, 30
 """Limits of the server as it is served."""
 CONNECTIONS = 10_000
-ACQUISITION, IMAGE = 1008, 1022
-
-
-def acquisition(
-    *, samples: int = 64, channels: int = 8, dimensions: int = 0, step: int = 0, data: bytes = b""
-) -> bytes:
-    """An acquisition with sizes as they are asked for, and as much data as is asked for."""
-    header = bytearray(340)
-    struct.pack_into("<H", header, 0, 1)
-    struct.pack_into("<HHH", header, 34, samples, channels, channels)
-    struct.pack_into("<H", header, 176, dimensions)
-    struct.pack_into("<H", header, 242, step)
-    return struct.pack("<H", ACQUISITION) + bytes(header) + data
-
-
-def image(width: int, height: int, attributes: int) -> bytes:
-    """The beginning of an image."""
-    header = bytearray(198)
-    struct.pack_into("<HH", header, 0, 1, 5)
-    struct.pack_into("<HHH", header, 16, width, height, 1)
-    struct.pack_into("<H", header, 34, 1)
-    return struct.pack("<H", IMAGE) + bytes(header) + struct.pack("<Q", attributes)
 
 
 class Hostile:
@@ -64,9 +39,7 @@ class Hostile:
 
     def __init__(self, checks: Checks, server: WatchedServer, folder: Path, idle: float) -> None:
         self.checks, self.server, self.folder, self.idle = checks, server, folder, idle
-        self.scan = simulate_scan(64, 8, 1, 0, noise_readouts=0)
-        self.xml = header_xml(self.scan.header)
-        self.lines = list(self.scan.readouts(1))
+        self.faults = Faults()
 
     BAIT_MARK: ClassVar[str] = "imported"
 
@@ -81,8 +54,6 @@ class Hostile:
         """All rows. The slow ones wait beside the others."""
         self.warm()
         self.idle_processor()
-        with Neighbor(self.server.port) as alone:
-            time.sleep(12)
         with Neighbor(self.server.port) as beside:
             slow = [threading.Thread(target=part) for part in (self.slow_greeting, self.slow_message, self.silent)]
             for thread in slow:
@@ -94,9 +65,6 @@ class Hostile:
         lost = beside.sent - len(beside.latencies)
         self.add("neighbor", "loses no frame and hears of nothing", lost == 0 and not beside.texts,
                  f"{lost} of {beside.sent} frames lost, {len(beside.texts)} texts")  # fmt: skip
-        rise = 100 * (beside.p99() / alone.p99() - 1)
-        self.checks.note("neighbor", "p99 latency; the faults are made on the same cores",
-                         f"{alone.p99():.1f} ms alone, {beside.p99():.1f} ms beside all faults ({rise:+.0f} %)")  # fmt: skip
         self.connections()
         self.add("after all", "no session is left over", self.server.settle(), "scanside_sessions_active is 0")
 
@@ -110,18 +78,10 @@ class Hostile:
         """Note a result."""
         self.checks.add(row, name, passed, figure)
 
-    def opening(self, config: bytes = CONFIG) -> list[bytes]:
-        """Configuration and header."""
-        return [config, mrd.encode_header(self.xml)]
-
-    def whole(self, lines: list[AcquisitionBatch] | None = None) -> list[bytes]:
-        """A session, message by message."""
-        return [*self.opening(), *(mrd.encode_acquisitions(line) for line in lines or self.lines), CLOSE]
-
     def warm(self) -> None:
         """Let everything that is allocated once be allocated, so that growth means growth."""
         for _ in range(5):
-            probe(self.server.port, self.whole())
+            probe(self.server.port, self.faults.whole())
         for _ in range(300):
             probe(self.server.port, [CLOSE])
         self.server.settle()
@@ -131,7 +91,7 @@ class Hostile:
     def idle_processor(self) -> None:
         """What a connection costs that stands still inside a message."""
         with socket.create_connection(("127.0.0.1", self.server.port)) as client:
-            client.sendall(b"".join([*self.opening(), acquisition()[:100]]))
+            client.sendall(b"".join([*self.faults.opening(), acquisition()[:100]]))
             time.sleep(0.5)
             before, begun = self.server.processor_seconds(), time.monotonic()
             time.sleep(2.0)
@@ -143,14 +103,13 @@ class Hostile:
 
     def truncated(self) -> None:
         """The peer closes inside an id, a header, the data."""
-        body = acquisition(data=bytes(100))
-        for name, rest in (("1 byte of an id", body[:1]), ("a header", body[:200]), ("the data", body)):
+        for name, rest in self.faults.truncated().items():
             mark, rejected = (
                 self.server.mark(),
                 self.server.metric('scanside_messages_rejected_total{reason="truncated"}'),
             )
             begun = time.monotonic()
-            answer = probe(self.server.port, [b"".join([*self.opening(), rest])])
+            answer = probe(self.server.port, [b"".join([*self.faults.opening(), rest])])
             lines = self._complaints(mark)
             seen = 1e3 * (lines[0][0] - begun) if lines else float("inf")
             counted = self.server.metric('scanside_messages_rejected_total{reason="truncated"}') - rejected
@@ -164,11 +123,11 @@ class Hostile:
 
     def slow_message(self) -> None:
         """A byte a second within a message."""
-        self._slow("2 slow loris", "in a message", self.opening(), acquisition(), MESSAGE_SECONDS)
+        self._slow("2 slow loris", "in a message", self.faults.opening(), acquisition(), MESSAGE_SECONDS)
 
     def silent(self) -> None:
         """Nothing at all after the header."""
-        self._slow("2 slow loris", "silence after the header", self.opening(), b"", self.idle)
+        self._slow("2 slow loris", "silence after the header", self.faults.opening(), b"", self.idle)
 
     def _slow(self, row: str, name: str, opening: list[bytes], data: bytes, limit: float) -> None:
         with socket.create_connection(("127.0.0.1", self.server.port), timeout=1.0) as client:
@@ -216,7 +175,7 @@ class Hostile:
             got = [probe(self.server.port, pieces).pixels for pieces in sessions]
             same = sum(len(pixels) == 1 and np.array_equal(pixels[0], want) for pixels in got)
             self.add("3, 4 splits", f"{name}: image the same to the bit", same == len(got), f"{same} of {len(got)}")
-        session = b"".join(self.whole())
+        session = b"".join(self.faults.whole())
         want = probe(self.server.port, [session]).pixels[0]
         sizes = (65_535, 65_536, 65_537)
         same = sum(np.array_equal(probe(self.server.port, chunks(session, size)).pixels[0], want) for size in sizes)
@@ -228,29 +187,12 @@ class Hostile:
 
     def grammar(self) -> None:
         """Ids that are none, and messages in the wrong place."""
-        header, line = mrd.encode_header(self.xml), mrd.encode_acquisitions(self.lines[0])
-        at = len(CONFIG)
-        cases = {
-            "unknown id": ([CONFIG, struct.pack("<H", 999), bytes(64)], f"999 .*{at}"),
-            "data before the configuration": ([line, CLOSE], "1008 .*before .*0"),
-            "data before the header": ([CONFIG, line, CLOSE], f"1008 .*before .*{at}"),
-            "header before the configuration": ([header, CLOSE], "header .*before .*0"),
-            "two headers": ([CONFIG, header, header, CLOSE], f"second .*{at + len(header)}"),
-            "two configurations": ([CONFIG, CONFIG, CLOSE], f"second .*{at}"),
-            "a server's message": ([CONFIG, mrd.encode_error("no"), CLOSE], f"client .*{at}"),
-        }
-        for name, (pieces, words) in cases.items():
+        for name, (pieces, words) in self.faults.grammar().items():
             self._told("5 grammar", name, pieces, words.split(" .*"))
 
     def connections(self) -> None:
         """Ten thousand that come for nothing."""
-        chain = mrd.encode_config_text(
-            "<gadgetronStreamConfiguration><gadget><classname>NoiseSummaryGadget</classname></gadget>"
-            "</gadgetronStreamConfiguration>"
-        )
-        kinds = {
-            "CLOSE": [CLOSE], "dependency query": [chain + CLOSE], "port scan": [], "HTTP GET": [b"GET / HTTP/1.1\r\n\r\n"],
-        }  # fmt: skip
+        kinds = self.faults.short()
         for name, pieces in kinds.items():
             mark = self.server.mark()
             answer = probe(self.server.port, pieces)
@@ -275,69 +217,25 @@ class Hostile:
 
     def lengths(self) -> None:
         """Lengths that nothing has."""
-        most = (1 << 64) - 1
-        cases = {
-            "header of 4 GiB": [CONFIG, struct.pack("<HI", 3, 0xFFFFFFFF)],
-            "configuration of 4 GiB": [struct.pack("<HI", 2, 0xFFFFFFFF)],
-            "text of 4 GiB": [*self.opening(), struct.pack("<HI", 5, 0xFFFFFFFF)],
-            "query of 2^64 - 1": [struct.pack("<HQQQ", 6, 0, 1, most)],
-            "attributes of 2^64 - 1": [*self.opening(), image(8, 8, most)],
-        }
-        for name, pieces in cases.items():
-            self._refused("7 lengths", name, pieces, ["limit"])
+        for name, (pieces, word) in self.faults.lengths().items():
+            self._refused("7 lengths", name, pieces, [word])
 
     def sizes(self) -> None:
         """Sizes that nothing has."""
-        cases = {
-            "image of 65535 x 65535": ([*self.opening(), image(65535, 65535, 0)], "limit"),
-            "65535 samples x 65535 channels": ([*self.opening(), acquisition(samples=65535, channels=65535)], "limit"),
-            "trajectory_dimensions 65535": ([*self.opening(), acquisition(dimensions=65535)], "trajectory_dimensions"),
-            "no samples": ([*self.opening(), acquisition(samples=0), CLOSE], "samples"),
-            "no channels": ([*self.opening(), acquisition(channels=0), CLOSE], "channels"),
-        }
-        for name, (pieces, word) in cases.items():
+        for name, (pieces, word) in self.faults.sizes().items():
             self._refused("8 sizes", name, pieces, [word])
 
     def headers(self) -> None:
         """Encoding spaces that nothing has."""
-        matrix, fov = "encoding[0].encodedSpace.matrixSize", "encoding[0].encodedSpace.fieldOfView_mm"
-        cases = {
-            "10^6 x 10^6 x 10^6": (("<x>128</x>", "<x>1000000</x>"), matrix),
-            "0": (("<x>128</x>", "<x>0</x>"), matrix),
-            "-1": (("<x>128</x>", "<x>-1</x>"), matrix),
-            "1.5": (("<x>128</x>", "<x>1.5</x>"), matrix),
-            "FOV of NaN": (None, fov),
-        }
-        text = self.xml.decode()
-        for name, (change, path) in cases.items():
-            start = text.index("<matrixSize>" if change else "<fieldOfView_mm>")
-            stop = text.index("</x>", start)
-            value = change[1].removeprefix("<x>").removesuffix("</x>") if change else "NaN"
-            begin = text.index("<x>", start) + 3
-            wrong = (text[:begin] + value + text[stop:]).encode()
-            self._document("9 headers", name, wrong, path.rpartition(".")[2])
+        for name, (document, word) in self.faults.headers().items():
+            self._document("9 headers", name, document, word)
 
     def documents(self) -> None:
         """XML that is an attack, or no XML."""
-        text = self.xml.decode()
-        root = text.index("<ismrmrdHeader")
-        pile = "".join(f"<!ENTITY a{n} '{f'&a{n - 1};' * 10}'>" for n in range(1, 10))
-        bomb = f"<!DOCTYPE b [<!ENTITY a0 'ha'>{pile}]>"
         with socket.create_server(("127.0.0.1", 0)) as trap:
             trap.settimeout(0.0)
             url = f"http://127.0.0.1:{trap.getsockname()[1]}/"
-            outside = f"<!DOCTYPE b [<!ENTITY x SYSTEM '{url}'>]>"
-            inside = text[root:].replace("<encoding>", "<encoding>&x;", 1)
-            word = "document type"
-            cases: dict[str, tuple[bytes, str]] = {
-                "entity bomb": ((bomb + text[root:]).encode(), word),
-                "external entity": ((outside + inside).encode(), word),
-                "external document type": ((f"<!DOCTYPE b SYSTEM '{url}'>" + text[root:]).encode(), word),
-                "UTF-16": (text.encode("utf-16"), "UTF-8"),
-                "NUL in the middle": (text.encode()[:root] + b"<a>\0" + text.encode()[root:], "well-formed"),
-                "invalid UTF-8": (self.xml[:-20] + b"\xc3\x28" + self.xml[-20:], "UTF-8"),
-            }
-            for name, (document, says) in cases.items():
+            for name, (document, says) in self.faults.documents(url).items():
                 self._document("11 XML", name, document, says)
             try:
                 trap.accept()[0].close()
@@ -365,17 +263,7 @@ class Hostile:
 
     def odd_lines(self) -> None:
         """Readouts of other sizes or places, missing and double ones, ends that come twice or never."""
-        last = np.uint64(~np.uint64(AcquisitionFlag.LAST_IN_SLICE.bit))
-        cases: dict[str, tuple[list[bytes], str, set[int]]] = {
-            "other channel count": (self._with(20, acquisition(channels=4, step=20, data=bytes(8 * 4 * 64))), "", {20}),
-            "other sample count": (self._with(20, acquisition(samples=32, step=20, data=bytes(8 * 8 * 32))), "", {20}),
-            "index beyond the limits": (self._with(20, _line(self.lines[20], step=60_000)), "outside", {20}),
-            "duplicate line": (self._with(20, _line(self.lines[20]) * 2), "duplicate", set()),
-            "five lines missing": (self.whole([*self.lines[:10], *self.lines[15:]]), "missing", set(range(10, 15))),
-            "last line marked never": (self._with(63, _line(self.lines[63], clear=last)), "", set()),
-            "last line twice": (self._with(63, _line(self.lines[63]) * 2), "", set()),
-        }  # fmt: skip
-        for name, (pieces, kind, lost) in cases.items():
+        for name, (pieces, kind, lost) in self.faults.odd_lines().items():
             answer = probe(self.server.port, pieces)
             meta = answer.metas[0] if answer.metas else {}
             error = nrmse(self._masked(lost), answer.pixels[0][0, 0], fit_scale=True) if answer.pixels else np.inf
@@ -391,30 +279,19 @@ class Hostile:
 
     def _masked(self, lost: set[int]) -> np.ndarray:
         """Root sum of squares with some lines at zero, by numpy."""
-        samples = np.concatenate([line.samples for line in self.lines]).transpose(1, 0, 2).copy()
+        samples = np.concatenate([line.samples for line in self.faults.lines]).transpose(1, 0, 2).copy()
         samples[:, sorted(lost)] = 0
         images = np.fft.fftshift(np.fft.ifft2(np.fft.ifftshift(samples, axes=(1, 2))), axes=(1, 2))
         start = (images.shape[2] - images.shape[1]) // 2
         return np.sqrt((np.abs(images[:, :, start : start + images.shape[1]]) ** 2).sum(0))
-
-    def _with(self, place: int, message: bytes) -> list[bytes]:
-        """The session with one readout replaced."""
-        pieces = self.whole()
-        pieces[2 + place] = message
-        return pieces
 
     # --- 12, 13: names and parameters ---
 
     def names(self) -> None:
         """Names of configurations that are something else."""
         before = self.server.mapped()
-        for name in ("../../etc/passwd", "os", BAIT, "x" * 1023, "", "unknown"):
-            shown = name if len(name) < 40 else f"{len(name)} bytes"
-            self._told("12 names", repr(shown), [mrd.encode_config_file(name), CLOSE], ["mri/cartesian", "mri/sense"])
-        text = mrd.encode_config_text(
-            f"<configuration><stream/><property name='scanside.config' value='{BAIT}'/></configuration>"
-        )
-        self._told("12 names", "as a property", [text, CLOSE], ["mri/cartesian"])
+        for name, pieces in self.faults.names().items():
+            self._told("12 names", name, pieces, ["mri/cartesian"])
         mapped = len({name for name in self.server.mapped() - before if name.endswith(".so")})
         imported = (self.folder / self.BAIT_MARK).exists()
         self.add("12 names", f"nothing is imported: {BAIT}.py lies in the server's path", not imported and not mapped,
@@ -422,23 +299,12 @@ class Hostile:
 
     def parameters(self) -> None:
         """JSON that is no set of parameters; the scan goes on."""
-        cases = {
-            "deep nesting": ('{"parameters":' + "[" * 100_000, "parameters"),
-            "huge integer": ('{"parameters":{"a":' + "9" * 10_000 + "}}", "parameters"),
-            "a list": ('{"parameters":[1]}', "parameters"),
-            "an object as value": (
-                '{"parameters":{"reconstruction.iterations":{}}}',
-                "parameters.reconstruction.iterations",
-            ),
-            "text for a number": ('{"parameters":{"reconstruction.iterations":"many"}}', "reconstruction.iterations"),
-            "out of range": ('{"parameters":{"reconstruction.iterations":-5}}', "reconstruction.iterations"),
-        }
-        for name, (text, path) in cases.items():
+        for name, (text, path) in self.faults.parameters().items():
             begun = time.perf_counter()
             with contextlib.suppress(ScansideError):  # what the server says of it is checked below
                 parse_parameters(text)
             spent = 1e3 * (time.perf_counter() - begun)
-            pieces = self.whole()
+            pieces = self.faults.whole()
             answer = probe(self.server.port, [*pieces[:2], mrd.encode_text(text), *pieces[2:]])
             told = " ".join(answer.texts)
             good = path in told and len(answer.pixels) == 1 and answer.ids[-1:] == [4] and spent <= 10
@@ -499,13 +365,3 @@ def _framing_milliseconds(pieces: list[bytes]) -> float:
                 spent.append(1e3 * (time.perf_counter() - begun))
                 break
     return min(spent, default=0.0)
-
-
-def _line(batch: AcquisitionBatch, *, step: int | None = None, clear: np.uint64 | None = None) -> bytes:
-    """One readout at another place, or without a flag."""
-    headers = batch.headers.copy()
-    if step is not None:
-        headers["idx"]["kspace_encode_step_1"] = step
-    if clear is not None:
-        headers["flags"] &= clear
-    return mrd.encode_acquisitions(AcquisitionBatch(headers=headers, samples=batch.samples))

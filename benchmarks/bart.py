@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import ctypes
+import itertools
 import os
 import shutil
 import subprocess
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Bart"]
+__all__ = ["Bart", "wavelet_shifts"]
+
+RAND_MAX = 2**31 - 1
 
 
 class Bart:
@@ -42,3 +47,25 @@ class Bart:
         words = (self._folder / f"{name}.hdr").read_text().split("\n")[1].split()
         dims = [int(word) for word in words]
         return np.fromfile(self._folder / f"{name}.cfl", np.complex64).reshape(dims[::-1]).reshape(dims[3::-1])
+
+
+def wavelet_shifts(levels: int) -> Iterator[tuple[int, int]]:
+    """The turns (y, x), pixels, by which `bart pics` moves a two-dimensional image before each threshold but the first.
+
+    levels: scales of its wavelets, five for 256 pixels. They come from the C library's `rand_r` at state 1, x first, each from
+    0 to twice the period. The first threshold is left out since it meets an image of zeros.
+    """
+    library, state, most = ctypes.CDLL(None), ctypes.c_uint(1), 2 << levels
+
+    def drawn() -> int:
+        while True:
+            number = int(library.rand_r(ctypes.byref(state))) // (RAND_MAX // (most + 1))
+            if number <= most:
+                return number
+
+    def pairs() -> Iterator[tuple[int, int]]:
+        while True:
+            x, y = drawn(), drawn()
+            yield y, x
+
+    return itertools.islice(pairs(), 1, None)

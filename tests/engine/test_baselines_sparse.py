@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 
@@ -110,8 +111,8 @@ def test_the_last_step_is_the_image():
 
 
 @pytest.fixture
-def bart(tmp_path):
-    """A function that runs `bart pics` on (kspace, maps) of shape (coil, z, y, x)."""
+def bart_words(tmp_path):
+    """A function that runs `bart pics` on (kspace, maps) of shape (coil, z, y, x) and returns what it says."""
     if shutil.which("bart") is None:
         pytest.skip("the program bart is not installed; apt-get install bart")
 
@@ -123,7 +124,19 @@ def bart(tmp_path):
     def run(options, kspace, maps):
         write("kspace", kspace.numpy())
         write("maps", maps.numpy())
-        subprocess.run(["bart", "pics", *options.split(), "kspace", "maps", "image"], cwd=tmp_path, check=True)
+        command = ["bart", "pics", *options.split(), "kspace", "maps", "image"]
+        done = subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, text=True)
+        return done.stdout + done.stderr
+
+    return run
+
+
+@pytest.fixture
+def bart(tmp_path, bart_words):
+    """As `bart_words`, but returns the image."""
+
+    def run(options, kspace, maps):
+        bart_words(options, kspace, maps)
         return torch.from_numpy(np.fromfile(tmp_path / "image.cfl", np.complex64).reshape(1, *kspace.shape[-2:]))
 
     return run
@@ -164,6 +177,22 @@ def test_a_single_coil_is_wavelet_compressed_sensing_as_in_bart(bart, single_coi
     ours = l1_espirit(operator, data, weight=0.005, iterations=200, wavelet=wavelet, seed=None, end_on_data=True)
     theirs = bart("-S -n -i 200 -R W:3:0:0.005", data, torch.ones(1, 1, 96, 96, dtype=torch.complex64))
     assert abs(psnr(image[0], ours[0]) - psnr(image[0], theirs[0])) < 0.5
+
+
+@pytest.mark.peer
+@pytest.mark.parametrize("lines", [slice(36, 60), slice(35, 60), slice(20, 51)])
+@pytest.mark.parametrize("points", [slice(0, 96), slice(34, 63), slice(40, 57)])
+@pytest.mark.parametrize("echo", [0, 9])
+def test_the_scale_of_the_data_is_that_of_bart(bart_words, lines, points, echo):
+    mask = torch.zeros(96, 96, dtype=torch.bool)
+    mask[lines, points] = True
+    maps = torch.from_numpy(coil_maps(4).image((96, 96))).to(torch.complex64)[:, None]
+    image = torch.from_numpy(shepp_logan().image((96, 96))).to(torch.complex64)
+    full = Fourier(maps.shape)(maps * image) + 0.01 * random(4, 1, 96, 96, dtype=torch.complex64)
+    kspace = torch.roll(full, echo, -1) * mask
+    words = bart_words("-d4 -n -i1 -R W:3:0:0.01", kspace, maps)
+    scale = float(re.search(r"Scaling: ([0-9.]+)", words)[1])
+    assert float(intensity_scale(CartesianSense(maps, mask), kspace)) == pytest.approx(scale, rel=1e-4)
 
 
 # SAKE
