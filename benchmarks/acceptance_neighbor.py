@@ -58,12 +58,12 @@ def neighbor(port: int, stop: Event, answers: multiprocessing.Queue[tuple[int, F
         with ScanClient(port=port, timeout=30.0) as client:
             client.configure("mri/cartesian")
             client.header(xml)
-            for number, batch in enumerate(batches, start=1):
+            for batch in batches:
                 client.acquisitions(batch, INTERVAL)
+                sent += 1
                 if stop.is_set():
                     break
             client.end_scan()
-            sent += number
             for place, arrival in enumerate(client.arrivals()):
                 if not isinstance(arrival.item, Image):
                     texts.append(str(arrival.item))
