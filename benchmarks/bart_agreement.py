@@ -1,6 +1,6 @@
 """The same reconstruction by BART and by scanside, with the same settings: image quality, agreement and time.
 
-    python benchmarks/bart_agreement.py [--threads 1] [--data FOLDER] [--json bart_agreement.json]
+    python benchmarks/bart_agreement.py [--threads 1] [--data FOLDER] [--json FILE] [--only CASE] [--write]
 
 Cases: the Shepp-Logan phantom of `bart phantom` (256 x 256, 8 coils, noise of 1 % of the brightest pixel) with a
 two-dimensional and a line mask, and, where the scanner data are at hand, a fully sampled 4-coil brain with published masks.
@@ -101,10 +101,12 @@ def main() -> None:
     """Run all cases, print the table, write JSON where asked for."""
     options = _options()
     torch.set_num_threads(options.threads)
-    rows: list[Row] = []
+    rows = _kept(options.json, options.only)
     with tempfile.TemporaryDirectory() as folder:
         bart = Bart(Path(folder), options.threads)
         for case in _cases(bart, options.data):
+            if options.only not in case.name:
+                continue
             for row in _rows(case, bart):
                 rows.append(row)
                 _print(row, header=len(rows) == 1)
@@ -117,6 +119,14 @@ def main() -> None:
         Path(options.json).write_text(
             json.dumps({**state, "rows": [dataclasses.asdict(row) for row in rows]}, indent=1)
         )
+
+
+def _kept(path: str | None, only: str) -> list[Row]:
+    """The rows of other cases, where the benchmark is run in parts."""
+    if not (path and only and Path(path).exists()):
+        return []
+    rows = [Row(**row) for row in json.loads(Path(path).read_text())["rows"]]
+    return [row for row in rows if only not in row.case]
 
 
 def _section(rows: list[Row], threads: int) -> str:
@@ -143,6 +153,9 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=1, help="threads of either side")
     parser.add_argument("--data", type=Path, default=default, help="folder of scanner data")
     parser.add_argument("--json", help="file to write the rows to")
+    parser.add_argument(
+        "--only", default="", help="cases whose name has this; with --json, the others stay as they are there"
+    )
     parser.add_argument("--write", action="store_true", help="update docs/benchmarks.md")
     return parser.parse_args()
 
