@@ -6,7 +6,7 @@ Maps stay in their natural layout, (coil, z, y, x) contiguous; weights are in th
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import torch
@@ -14,17 +14,22 @@ from torch import Tensor
 
 from . import device
 from .fft import roots, threads_for
+from .sense_operators import plain
 
 __all__ = [
     "DeviceLines",
     "DevicePlanes",
     "lines_adjoint",
+    "lines_descend",
     "lines_forward",
     "lines_gram",
     "lines_solve",
+    "lines_step",
     "planes_adjoint",
+    "planes_descend",
     "planes_forward",
     "planes_gram",
+    "planes_step",
 ]
 
 _SHARED_NUMBERS = 2048
@@ -33,32 +38,55 @@ _COLUMNS = 4
 _ROWS = 4
 
 
-class _SelfAdjoint(torch.autograd.Function):
-    """A gram that torch differentiates with respect to the image: it is its own adjoint."""
+class _Linear(torch.autograd.Function):
+    """A linear function that torch differentiates: by its adjoint, and that by the function again."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, apply: Callable[[Tensor], Tensor]) -> Tensor:  # noqa: ANN401 - as torch calls it
-        ctx.gram = apply
+    def forward(ctx: Any, x: Tensor, apply: Callable[[Tensor], Tensor], adjoint: Callable[[Tensor], Tensor]) -> Tensor:  # noqa: ANN401 - as torch calls it
+        ctx.both = adjoint, apply
         return apply(x)
 
     @staticmethod
-    def backward(ctx: Any, *up: Tensor) -> tuple[Tensor, None]:  # noqa: ANN401
-        return cast("Tensor", _SelfAdjoint.apply(up[0], ctx.gram)), None  # type: ignore[no-untyped-call]
+    def backward(ctx: Any, *up: Tensor) -> tuple[Tensor, None, None]:  # noqa: ANN401
+        return cast("Tensor", _Linear.apply(up[0], *ctx.both)), None, None  # type: ignore[no-untyped-call]
 
 
 class _OnDevice:
     """What both forms share; see `sense._Prepared` for shapes. Raises RuntimeError where NVRTC is not installed."""
 
     def __init__(self, maps: Tensor) -> None:
-        self._maps = _plain(maps)
+        self._maps = plain(maps)
 
     def gram(self, weights: Tensor, x: Tensor) -> Tensor:
         """maps^H F^H weights F maps x, weights real."""
+        return _differentiable(x, lambda given: self._gram(weights, given), lambda up: self._gram(weights, up))
+
+    def forward(self, weights: Tensor, x: Tensor) -> Tensor:
+        """weights F maps x, weights complex."""
+        return _differentiable(x, lambda given: self._forward(weights, given), lambda up: self._adjoint(weights, up))
+
+    def adjoint(self, weights: Tensor, kspace: Tensor) -> Tensor:
+        """maps^H F^H conj(weights) kspace."""
+        return _differentiable(
+            kspace, lambda given: self._adjoint(weights, given), lambda up: self._forward(weights, up)
+        )
+
+    def descend(self, weights: Tensor, x: Tensor, of_data: Tensor, share: float) -> Tensor:
+        """x + share (of_data - gram x), of_data being A^H y, (z, y, x)."""
         if x.requires_grad and torch.is_grad_enabled():
-            return cast("Tensor", _SelfAdjoint.apply(x, lambda given: self._gram(weights, given)))  # type: ignore[no-untyped-call]
-        return self._gram(weights, x)
+            return x + share * (of_data - self.gram(weights, x))
+        return self._descend(weights, plain(x), plain(of_data), share)
 
     def _gram(self, weights: Tensor, x: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def _forward(self, weights: Tensor, x: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def _adjoint(self, weights: Tensor, kspace: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def _descend(self, weights: Tensor, x: Tensor, of_data: Tensor, share: float) -> Tensor:
         raise NotImplementedError
 
     def _like_image(self, kspace: Tensor) -> Tensor:
@@ -66,6 +94,13 @@ class _OnDevice:
 
     def _like_kspace(self, x: Tensor) -> Tensor:
         return x.new_empty((*x.shape[:-3], *self._maps.shape))
+
+
+def _differentiable(given: Tensor, apply: Callable[[Tensor], Tensor], adjoint: Callable[[Tensor], Tensor]) -> Tensor:
+    """apply(given), recorded where torch records."""
+    if given.requires_grad and torch.is_grad_enabled():
+        return cast("Tensor", _Linear.apply(given, apply, adjoint))  # type: ignore[no-untyped-call]
+    return apply(given)
 
 
 class DeviceLines(_OnDevice):
@@ -81,27 +116,30 @@ class DeviceLines(_OnDevice):
 
     def complex_weights(self, weights: Tensor) -> Tensor:
         """Weights of A, (n,) complex."""
-        return _plain(weights.reshape(self._maps.shape[self._axis]).to(torch.complex64))
+        return plain(weights.reshape(self._maps.shape[self._axis]).to(torch.complex64))
 
     def _gram(self, weights: Tensor, x: Tensor) -> Tensor:
-        x = _plain(x)
+        x = plain(x)
         result = torch.empty_like(x)
         device.launch(*lines_gram(self._maps, weights, x, result, self._axis))
         return result
 
-    def forward(self, weights: Tensor, x: Tensor) -> Tensor:
-        """weights F maps x, weights complex."""
-        x = _plain(x)
+    def _forward(self, weights: Tensor, x: Tensor) -> Tensor:
+        x = plain(x)
         kspace = self._like_kspace(x)
         device.launch(*lines_forward(self._maps, weights, x, kspace, self._axis))
         return kspace
 
-    def adjoint(self, weights: Tensor, kspace: Tensor) -> Tensor:
-        """maps^H F^H conj(weights) kspace."""
-        kspace = _plain(kspace)
+    def _adjoint(self, weights: Tensor, kspace: Tensor) -> Tensor:
+        kspace = plain(kspace)
         x = self._like_image(kspace)
         device.launch(*lines_adjoint(self._maps, weights, kspace, x, self._axis))
         return x
+
+    def _descend(self, weights: Tensor, x: Tensor, of_data: Tensor, share: float) -> Tensor:
+        result = torch.empty_like(x)
+        device.launch(*lines_descend(self._maps, weights, x, of_data, result, self._axis, share))
+        return result
 
     def solve(
         self, weights: Tensor, right_side: Tensor, iterations: int, regularization: float, initial: Tensor | None
@@ -125,27 +163,30 @@ class DevicePlanes(_OnDevice):
 
     def _expanded(self, weights: Tensor) -> Tensor:
         slices = weights.shape[-3] if weights.ndim > 2 else 1
-        return _plain(weights.expand(slices, *self._maps.shape[-2:]))
+        return plain(weights.expand(slices, *self._maps.shape[-2:]))
 
     def _gram(self, weights: Tensor, x: Tensor) -> Tensor:
-        x = _plain(x)
+        x = plain(x)
         result = torch.empty_like(x)
         device.launch(*planes_gram(self._maps, weights, x, self._between(x, 3), result))
         return result
 
-    def forward(self, weights: Tensor, x: Tensor) -> Tensor:
-        """weights F maps x, weights complex."""
-        x = _plain(x)
+    def _forward(self, weights: Tensor, x: Tensor) -> Tensor:
+        x = plain(x)
         kspace = self._like_kspace(x)
         device.launch(*planes_forward(self._maps, weights, x, self._between(x, 3), kspace))
         return kspace
 
-    def adjoint(self, weights: Tensor, kspace: Tensor) -> Tensor:
-        """maps^H F^H conj(weights) kspace."""
-        kspace = _plain(kspace)
+    def _adjoint(self, weights: Tensor, kspace: Tensor) -> Tensor:
+        kspace = plain(kspace)
         x = self._like_image(kspace)
         device.launch(*planes_adjoint(self._maps, weights, kspace, self._between(kspace, 4), x))
         return x
+
+    def _descend(self, weights: Tensor, x: Tensor, of_data: Tensor, share: float) -> Tensor:
+        result = torch.empty_like(x)
+        device.launch(*planes_descend(self._maps, weights, x, of_data, self._between(x, 3), result, share))
+        return result
 
     def solve(
         self, weights: Tensor, right_side: Tensor, iterations: int, regularization: float, initial: Tensor | None
@@ -181,6 +222,29 @@ def lines_forward(maps: Tensor, weights: Tensor, x: Tensor, kspace: Tensor, axis
 def lines_adjoint(maps: Tensor, weights: Tensor, kspace: Tensor, x: Tensor, axis: int) -> list[device.Launch]:
     """kspace, (*batch, coil, z, y, x), to x, (*batch, z, y, x), weights complex."""
     return [_lines("scs_lines_adjoint", maps, weights, kspace, x, axis)]
+
+
+def lines_descend(
+    maps: Tensor, weights: Tensor, x: Tensor, of_data: Tensor, result: Tensor, axis: int, share: float
+) -> list[device.Launch]:
+    """x + share (of_data - gram x), of_data: (z, y, x)."""
+    grid, macros, shared, threads = _columns(maps, x.numel(), axis)
+    turns = roots(maps.shape[axis], maps.device)
+    arguments = (maps, weights, turns, x, of_data, result, len(maps), _inner(maps, axis), float(share))
+    return [device.Launch("sense_lines.cu", "scs_lines_descend", grid, (threads, 1, 1), arguments, macros, shared)]
+
+
+def lines_step(
+    x: Tensor, sampled: Tensor, data: Tensor | None, result: Tensor, axis: int, settings: tuple[float, float]
+) -> list[device.Launch]:
+    """Coil by coil, x to result, (*batch, coil, z, y, x); sampled: (1 or z, n); settings: share and 1 / n. See `kspace_step`."""
+    images = x.reshape(-1, *x.shape[-3:])
+    grid, macros, shared, threads = _columns(images, x.numel(), axis)
+    length, turns = x.shape[axis], roots(x.shape[axis], x.device)
+    sizes = (x.shape[-4], _inner(images, axis), sampled.numel() // length)
+    arguments = (x, sampled, x if data is None else data, turns, result, *sizes, *settings)
+    macros = (*macros, ("SCS_DATA", int(data is not None)))
+    return [device.Launch("sense_lines.cu", "scs_lines_step", grid, (threads, 1, 1), arguments, macros, shared)]
 
 
 def _lines(name: str, maps: Tensor, weights: Tensor, given: Tensor, result: Tensor, axis: int) -> device.Launch:
@@ -221,11 +285,32 @@ def planes_adjoint(maps: Tensor, weights: Tensor, kspace: Tensor, between: Tenso
     return [passes.columns("scs_columns_back", weights, kspace, between), passes.rows_back(x)]
 
 
+def planes_descend(
+    maps: Tensor, weights: Tensor, x: Tensor, of_data: Tensor, between: Tensor, result: Tensor, share: float
+) -> list[device.Launch]:
+    """x + share (of_data - gram x), of_data: (z, y, x)."""
+    passes = _Passes(maps, between)
+    middle = passes.columns("scs_columns", weights, between)
+    return [passes.rows_forward(x), middle, passes.rows_descend(x, of_data, result, share)]
+
+
+def planes_step(
+    x: Tensor, sampled: Tensor, data: Tensor | None, result: Tensor, settings: tuple[float, float]
+) -> list[device.Launch]:
+    """Coil by coil, x to result, (*batch, coil, z, y, x); sampled: (1 or z, y, x); settings: share and 1 / (y x)."""
+    images = x.reshape(1, -1, *x.shape[-2:])
+    passes = _Passes(
+        images, torch.empty_like(images).movedim(0, 1), macros=(("SCS_MAPS", 0), ("SCS_DATA", int(data is not None)))
+    )
+    middle = passes.step(sampled, x if data is None else data, x.shape[-4:-2], settings)
+    return [passes.rows_forward(x), middle, passes.rows_back(result)]
+
+
 class _Passes:
     """Launches of the passes over the planes of `between`, (batch z, coil, y, x)."""
 
-    def __init__(self, maps: Tensor, between: Tensor) -> None:
-        self._maps, self._between = maps, between
+    def __init__(self, maps: Tensor, between: Tensor, macros: tuple[tuple[str, int], ...] = ()) -> None:
+        self._maps, self._between, self._macros = maps, between, macros
         self._coils, self._slices, self._rows, self._across = maps.shape
 
     def rows_forward(self, x: Tensor) -> device.Launch:
@@ -244,13 +329,28 @@ class _Passes:
         sizes = (self._coils, self._slices)
         return self._launch("scs_rows_back", 1, self._maps, turns, self._between, result, *sizes)
 
-    def _launch(self, name: str, coils: int, *arguments: Tensor | int) -> device.Launch:
+    def rows_descend(self, x: Tensor, of_data: Tensor, result: Tensor, share: float) -> device.Launch:
+        """Rows back, the sum over coils, and the step."""
+        turns = roots(self._across, self._maps.device)
+        sizes = (self._coils, self._slices, float(share))
+        return self._launch("scs_rows_descend", 1, self._maps, turns, self._between, x, of_data, result, *sizes)
+
+    def step(
+        self, sampled: Tensor, data: Tensor, planes: Sequence[int], settings: tuple[float, float]
+    ) -> device.Launch:
+        """The pass along y with the step in its middle; planes: coils and slices."""
+        turns, (coils, slices) = roots(self._rows, self._maps.device), planes
+        sizes = (coils * slices, slices, len(sampled))
+        return self._launch("scs_columns_step", 1, sampled, data, turns, self._between, *sizes, *settings)
+
+    def _launch(self, name: str, coils: int, *arguments: Tensor | float) -> device.Launch:
         along_rows = "rows" in name
         length, lines = (self._across, self._rows) if along_rows else (self._rows, self._across)
         threads = threads_for(max(self._rows, self._across) * _ROWS)
         sizes = (("SCS_Y", self._rows), ("SCS_X", self._across), ("SCS_LINES", _ROWS), ("SCS_THREADS", threads))
         grid = (-(-lines // _ROWS), coils, len(self._between))
-        return device.Launch("sense_planes.cu", name, grid, (threads, 1, 1), arguments, sizes, 8 * length * _ROWS)
+        macros = (*sizes, *self._macros)
+        return device.Launch("sense_planes.cu", name, grid, (threads, 1, 1), arguments, macros, 8 * length * _ROWS)
 
 
 def _inner(maps: Tensor, axis: int) -> int:
@@ -269,14 +369,10 @@ def _columns(
     return grid, macros, 8 * length * together, threads
 
 
-def _plain(x: Tensor) -> Tensor:
-    return x.resolve_conj().resolve_neg().contiguous()
-
-
 def _start(right_side: Tensor, initial: Tensor | None) -> tuple[Tensor, Tensor]:
     """The right side as the kernels take it, and the array that holds the start and then the result."""
-    right_side = _plain(right_side)
-    x = torch.zeros_like(right_side) if initial is None else _plain(initial.expand_as(right_side).clone())
+    right_side = plain(right_side)
+    x = torch.zeros_like(right_side) if initial is None else plain(initial.expand_as(right_side).clone())
     return right_side, x
 
 

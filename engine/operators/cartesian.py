@@ -17,6 +17,7 @@ from collections.abc import Iterable, Sequence
 
 import torch
 from scanside.kernels import sense
+from scanside.kernels.kspace_step import KspaceStep
 from scanside.kernels.sense_device import DeviceLines, DevicePlanes
 from torch import Tensor
 
@@ -57,6 +58,28 @@ class Fourier(LinearOperator):
 
     def _backward(self, y: Tensor) -> Tensor:
         return _orthonormal(y * self._after.conj(), self._axes, inverse=True).mul_(self._before.conj())
+
+    def step(self, data: Tensor, mask: Tensor) -> KspaceStep:
+        """The step of data consistency coil by coil: x to F^H k, with k = F x and k + share (data - k) where the mask is.
+
+        data: centered k-space (coil, z, y, x), 0 where the mask is; mask: broadcasts against (z, y, x). Both are shifted here,
+        once: a plain transform has frequency k at index k modulo N, so that nothing is left to do on the side of the image.
+        Axes that the mask does not vary on are transformed here as well, for a step leaves them as they are.
+        """
+        mask = mask.reshape((1,) * (len(self.domain) - mask.ndim) + tuple(mask.shape))
+        varying = tuple(axis for axis in self._axes if _varies(mask, axis))
+        others = tuple(axis for axis in self._axes if axis not in varying)
+        for axis in others:
+            mask = mask.narrow(axis, 0, 1)
+        data = Fourier(self.domain, others, dtype=data.dtype, device=data.device).H(data)
+        _, after = _phases(self.domain, varying, data.dtype, data.device)
+        data = data * (after.conj() / math.sqrt(_points(self.domain, varying)))
+        back = [-(self.domain[axis] // 2) for axis in varying]
+        return (
+            KspaceStep(data.roll(back, varying), mask.roll(back, varying), varying)
+            if varying
+            else KspaceStep(data, mask, ())
+        )
 
 
 class Sampling(LinearOperator):
@@ -152,6 +175,10 @@ class CartesianSense(LinearOperator):
         """maps^H F^H |mask|^2 F maps, with transforms only along the axes that the mask varies on."""
         return self._gram
 
+    def descend(self, x: Tensor, of_data: Tensor, share: float) -> Tensor:
+        """x + share A^H (y - A x), of_data being A^H y, (z, y, x): in one pass where the kernels can."""
+        return self._gram.descend(x, of_data, share)
+
     def _sample(self, mask: Tensor) -> None:
         _broadcasts(mask, self.domain, "mask")
         self._mask = mask.to(self._maps.device)
@@ -160,11 +187,11 @@ class CartesianSense(LinearOperator):
         self._kernel_weights: Tensor | None = None
 
     def _kernel(self, x: Tensor) -> Kernel | None:
-        """The compiled form of this operator, if there is one for such an argument; torch records gradients of its own."""
+        """The compiled form of this operator, if there is one for such an argument."""
         kernel = self._prepared.kernel(x, self._axes, self._weights)
         if kernel is not None and self._kernel_weights is None:
             self._kernel_weights = kernel.complex_weights(self._weights)
-        return None if kernel is None or (x.requires_grad and torch.is_grad_enabled()) else kernel
+        return kernel
 
     def _forward(self, x: Tensor) -> Tensor:
         kernel = self._kernel(x)
@@ -242,6 +269,13 @@ class _SenseGram(LinearOperator):
         if kernel is None or (recorded and torch.is_grad_enabled()):
             return None
         return kernel.solve(self._kernel_weights, right_side, iterations, regularization, initial)
+
+    def descend(self, x: Tensor, of_data: Tensor, share: float) -> Tensor:
+        """x + share (of_data - gram x)."""
+        kernel = self._kernel(x)
+        if kernel is None or of_data.dtype != x.dtype:
+            return x + share * (of_data - self(x))
+        return kernel.descend(self._kernel_weights, x, of_data, share)
 
     def _kernel(self, x: Tensor) -> Kernel | None:
         return self._prepared.kernel(x, self._axes, self._real_weights)

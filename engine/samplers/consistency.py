@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from ...kernels import folded
+from ...kernels.kspace_step import KspaceStep
 from ..baselines.sense import lattice_columns
 from ..baselines.solvers import conjugate_gradients
 from ..config_priors import DataConfig
@@ -65,7 +66,7 @@ class DataConsistency(abc.ABC):
     def update(self, data: Tensor, mask: Tensor) -> None:
         """From now on, this was measured; shapes and coil maps stay."""
         self.measured = msgspec.structs.replace(self.measured, data=data * mask, mask=mask)
-        for made in ("operator", "adjoint"):
+        for made in ("operator", "adjoint", "step"):
             self.__dict__.pop(made, None)
 
     @abc.abstractmethod
@@ -91,6 +92,11 @@ class DataConsistency(abc.ABC):
         """Centered transform along the axes of the data."""
         data = self.measured.data
         return Fourier(data.shape[-3:], self.measured.axes, dtype=data.dtype, device=data.device)
+
+    @functools.cached_property
+    def step(self) -> KspaceStep:
+        """Coil images, or one channel, to those whose k-space is nearer to the data; follows `update`."""
+        return self.fourier.step(self.measured.data, self.measured.mask)
 
     @functools.cached_property
     def operator(self) -> CartesianSense:
@@ -124,8 +130,7 @@ class HardReplacement(DataConsistency):
 
     def __call__(self, state: Tensor, sigma: float) -> Tensor:  # noqa: ARG002
         """Coil images whose k-space holds the data."""
-        m = self.measured
-        return self.fourier.H(torch.where(m.mask, m.data, self.fourier(state)))
+        return self.step(state)
 
 
 class SenseProjection(DataConsistency):
@@ -137,7 +142,7 @@ class SenseProjection(DataConsistency):
 
     def __call__(self, state: Tensor, sigma: float) -> Tensor:  # noqa: ARG002
         """x + A^H (y - A x), which is the same where sum |maps|^2 = 1."""
-        return state + self.adjoint - self.operator.gram(state)
+        return self.operator.descend(state, self.adjoint, 1.0)
 
 
 class Gradient(SenseProjection):
@@ -145,7 +150,7 @@ class Gradient(SenseProjection):
 
     def __call__(self, state: Tensor, sigma: float) -> Tensor:  # noqa: ARG002
         """One step down the slope of half the squared error of the data."""
-        return state + self.config.weight * (self.adjoint - self.operator.gram(state))
+        return self.operator.descend(state, self.adjoint, self.config.weight)
 
 
 class RowReplacement(DataConsistency):
@@ -177,9 +182,7 @@ class Proximal(DataConsistency):
         """The regularized least-squares image next to the state."""
         m, weight = self.measured, self.weight(sigma)
         if m.maps is None:
-            kspace = self.fourier(state)
-            kspace = torch.where(m.mask, (m.data + weight * kspace) / (1 + weight), kspace)
-            return self.fourier.H(kspace)
+            return self.step(state, 1 / (1 + weight))
         if state.requires_grad:
             return cast(Tensor, Implicit.apply(state, self, self.adjoint, weight, 1.0))  # type: ignore[no-untyped-call]
         return self.solve(self.adjoint + weight * state, weight, state)

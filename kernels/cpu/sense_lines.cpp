@@ -1,5 +1,6 @@
 /* Multi-coil data consistency along one axis: columns are independent, so LANES of them go through everything at once and the
    coils of a column follow each other in the cache. Images are (batch, outer, n, inner), maps (coils, outer, n, inner). */
+#include "descend.h"
 #include "transpose.h"
 
 namespace scs {
@@ -190,9 +191,11 @@ SCS_API int scs_lines_pack(const float* maps, float* packed, std::int64_t coils,
     return OK;
 }
 
-/* out = gram x. weights: (n), real, in the natural order of plain transforms. */
-SCS_API int scs_lines_gram(const float* packed, const float* weights, const float* x, float* out, std::int64_t batch,
-                           std::int64_t coils, std::int64_t outer, std::int64_t n, std::int64_t inner, int threads)
+/* out = gram x, or with the image of_data = A^H y, (outer, n, inner), the step x + share (of_data - gram x). weights: (n), real, in
+   the natural order of plain transforms. */
+SCS_API int scs_lines_gram(const float* packed, const float* weights, const float* x, const float* of_data, float share,
+                           float* out, std::int64_t batch, std::int64_t coils, std::int64_t outer, std::int64_t n,
+                           std::int64_t inner, int threads)
 {
     using namespace scs;
     const Plan* plan = plan_for(n);
@@ -200,9 +203,13 @@ SCS_API int scs_lines_gram(const float* packed, const float* weights, const floa
     const Lines lines{*plan, packed, weights, coils, outer, inner};
     return for_tiles(lines, batch, 3, threads, [&](std::int64_t tile, std::int64_t b, float* work) {
         float *image = work + lines.floats(), *sum = image + lines.floats();
-        const std::int64_t at = lines.start(tile, b * outer + tile / lines.tiles());
+        const std::int64_t plane = tile / lines.tiles(), at = lines.start(tile, b * outer + plane);
         lines.fetch(tile, x + at, image);
         lines.gram(tile, image, sum, work);
+        if (of_data) {
+            lines.fetch(tile, of_data + lines.start(tile, plane), work);
+            descend(image, work, sum, share, lines.floats());
+        }
         lines.deliver(tile, sum, out + at);
     });
 }

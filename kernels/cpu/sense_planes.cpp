@@ -1,6 +1,7 @@
 /* Multi-coil data consistency along y and x: one coil per thread, whose plane stays in the cache through rows, columns, mask,
    columns, rows. Images are (batch, slices, y, x), maps (coils, slices, y, x). Inside, a plane of images lies as tiles of LANES
    rows, one after the other, [x][LANES]; a plane of k-space as tiles of LANES columns, [y][LANES]. */
+#include "descend.h"
 #include "team.h"
 #include "transpose.h"
 
@@ -367,25 +368,33 @@ SCS_API int scs_planes_pack_weights(const float* weights, float* packed, std::in
     return OK;
 }
 
-/* out = gram x. weights: packed real ones of 1 or all slices. */
+/* out = gram x, or with the image of_data = A^H y, (slices, y, x), the step x + share (of_data - gram x). weights: packed real ones
+   of 1 or all slices. */
 SCS_API int scs_planes_gram(const float* packed, const float* weights, std::int64_t weight_slices, const float* x,
-                            float* out, std::int64_t batch, std::int64_t coils, std::int64_t slices, std::int64_t rows,
-                            std::int64_t columns, int threads)
+                            const float* of_data, float share, float* out, std::int64_t batch, std::int64_t coils,
+                            std::int64_t slices, std::int64_t rows, std::int64_t columns, int threads)
 {
     using namespace scs;
     const Plan *along_y = plan_for(rows), *along_x = plan_for(columns);
     if (!sensible(along_y, along_x, batch, coils, slices, threads)) return BAD_ARGUMENT;
     const Planes planes{*along_y, *along_x, coils, slices};
-    return for_slices(planes, packed, weights, weight_slices, weight_floats(planes, LANES), batch, 1, threads,
+    return for_slices(planes, packed, weights, weight_slices, weight_floats(planes, LANES), batch, of_data ? 2 : 1, threads,
                       [&](const Workshop& shop, std::int64_t b, std::int64_t z) {
-                          const std::int64_t at = 2 * (b * slices + z) * planes.pixels();
+                          const std::int64_t at = 2 * (b * slices + z) * planes.pixels(), tile = planes.row_tile();
                           const Team& team = shop.team;
                           const std::int64_t first = team.first(planes.y_tiles()), last = team.last(planes.y_tiles());
                           for (std::int64_t t = first; t < last; ++t) planes.fetch(x + at, shop.image, t);
                           team.meet();
                           shop.gram();
                           shop.gather();
-                          for (std::int64_t t = first; t < last; ++t) planes.deliver(shop.sums, out + at, t);
+                          for (std::int64_t t = first; t < last; ++t) {
+                              if (of_data) {
+                                  float* constant = shop.image + planes.plane();
+                                  planes.fetch(of_data + 2 * z * planes.pixels(), constant, t);
+                                  descend(shop.image + t * tile, constant + t * tile, shop.sums + t * tile, share, tile);
+                              }
+                              planes.deliver(shop.sums, out + at, t);
+                          }
                       });
 }
 

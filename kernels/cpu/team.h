@@ -19,6 +19,7 @@ struct Team {
     void meet() const
     {
 #if defined(_OPENMP)
+        if (members == 1) return; /* others of the region may be somewhere else */
 #pragma omp barrier
 #endif
     }

@@ -2,11 +2,15 @@
    Images are (batch, outer, n, inner), maps (coils, outer, n, inner), weights (n), k-space (batch, coils, outer, n, inner). Grid:
    column tiles, outer, batch. */
 #include "fft.h"
+#include "kspace_step.h"
 
 #if !defined(SCS_N)
 #define SCS_N 256
 #define SCS_COLUMNS 4
 #define SCS_THREADS 128
+#endif
+#if !defined(SCS_DATA)
+#define SCS_DATA 1 /* whether a step moves towards data; without it is its linear part */
 #endif
 #define SCS_EACH ((SCS_N * SCS_COLUMNS + SCS_THREADS - 1) / SCS_THREADS)
 
@@ -102,6 +106,58 @@ extern "C" __global__ void __launch_bounds__(SCS_THREADS)
     SCS_UNROLL
     for (int i = 0; i < SCS_EACH; ++i)
         if (place.there(i)) out[at + place.address(i)] = sum[i];
+}
+
+/* x + share (of_data - gram x), where of_data is the image A^H y. */
+extern "C" __global__ void __launch_bounds__(SCS_THREADS)
+    scs_lines_descend(const Number* maps, const float* weights, const Number* roots, const Number* x, const Number* of_data,
+                      Number* out, long long coils, long long inner, float share)
+{
+    SCS_DYNAMIC_SHARED(Number, work);
+    const Place place{inner, blockIdx.x * static_cast<long long>(SCS_COLUMNS)};
+    const long long plane = SCS_N * inner, from = blockIdx.y * plane;
+    const long long at = (blockIdx.z * static_cast<long long>(gridDim.y) + blockIdx.y) * plane;
+    Number image[SCS_EACH], sum[SCS_EACH];
+    SCS_UNROLL
+    for (int i = 0; i < SCS_EACH; ++i) image[i] = place.there(i) ? x[at + place.address(i)] : Number{0, 0};
+    gram(place, maps + from, coils, gridDim.y * plane, weights, roots, work, image, sum);
+    SCS_UNROLL
+    for (int i = 0; i < SCS_EACH; ++i)
+        if (place.there(i))
+            out[at + place.address(i)] = scs::descended(image[i], of_data[from + place.address(i)], sum[i], share);
+}
+
+/* Coil by coil: F^H [(1 - t) factor F x + t data], t = share sampled. Grid: column tiles, outer, batch times coils; data: (coils,
+   outer, n, inner), sampled: (1 or outer, n). */
+extern "C" __global__ void __launch_bounds__(SCS_THREADS)
+    scs_lines_step(const Number* x, const float* sampled, const Number* data, const Number* roots, Number* out,
+                   long long coils, long long inner, long long sampled_outer, float share, float factor)
+{
+    SCS_DYNAMIC_SHARED(Number, work);
+    const Place place{inner, blockIdx.x * static_cast<long long>(SCS_COLUMNS)};
+    const long long plane = SCS_N * inner, at = (blockIdx.z * static_cast<long long>(gridDim.y) + blockIdx.y) * plane;
+    const float* known = sampled + (sampled_outer == 1 ? 0 : blockIdx.y) * SCS_N;
+    const Number* measured = data + (blockIdx.z % coils * gridDim.y + blockIdx.y) * plane;
+    SCS_UNROLL
+    for (int i = 0; i < SCS_EACH; ++i) {
+        const int item = threadIdx.x + SCS_THREADS * i;
+        if (item < SCS_N * SCS_COLUMNS) work[item] = place.there(i) ? x[at + place.address(i)] : Number{0, 0};
+    }
+    __syncthreads();
+    scs::transform<SCS_N, SCS_COLUMNS>(work, roots);
+    SCS_UNROLL
+    for (int i = 0; i < SCS_EACH; ++i) {
+        const int item = threadIdx.x + SCS_THREADS * i;
+        if (!place.there(i)) continue;
+        const float taken = share * known[place.frequency(i)];
+        work[item] = SCS_DATA ? scs::towards(work[item], taken, factor, measured[place.address_in_kspace(i)])
+                              : scs::away(work[item], taken, factor);
+    }
+    __syncthreads();
+    scs::transform_back<SCS_N, SCS_COLUMNS>(work, roots);
+    SCS_UNROLL
+    for (int i = 0; i < SCS_EACH; ++i)
+        if (place.there(i)) out[at + place.address(i)] = work[threadIdx.x + SCS_THREADS * i];
 }
 
 /* weights F maps x. */

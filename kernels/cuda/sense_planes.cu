@@ -3,12 +3,17 @@
    (coils, slices, y, x), weights (1 or slices, y, x), k-space outside (batch, coils, slices, y, x). Between the passes it is
    (batch slices, coils, y, x), along x in the order of places (fft.h). */
 #include "fft.h"
+#include "kspace_step.h"
 
 #if !defined(SCS_Y)
 #define SCS_Y 256
 #define SCS_X 256
 #define SCS_LINES 4
 #define SCS_THREADS 128
+#endif
+#if !defined(SCS_MAPS)
+#define SCS_MAPS 1 /* without maps each plane is an image of its own: one coil, as many slices as planes */
+#define SCS_DATA 1 /* whether a step moves towards data; without it is its linear part */
 #endif
 #define SCS_EACH ((SCS_X * SCS_LINES + SCS_THREADS - 1) / SCS_THREADS)
 
@@ -79,7 +84,8 @@ extern "C" __global__ void __launch_bounds__(SCS_THREADS)
     const Number* image = x + blockIdx.z * PLANE;
     for (int item = threadIdx.x; item < SCS_X * SCS_LINES; item += SCS_THREADS) {
         const InRow at(item);
-        work[at.shared()] = at.there() ? sees[at.address()] * image[at.address()] : Number{0, 0};
+        if (!at.there()) work[at.shared()] = Number{0, 0};
+        else work[at.shared()] = SCS_MAPS ? sees[at.address()] * image[at.address()] : image[at.address()];
     }
     __syncthreads();
     scs::transform<SCS_X, SCS_LINES>(work, roots);
@@ -143,12 +149,38 @@ extern "C" __global__ void __launch_bounds__(SCS_THREADS)
     store_columns(work, between + plane_between());
 }
 
-/* Grid: row tiles, 1, batch times slices. The sum over coils stays in registers and is written once. */
+/* Grid: column tiles, 1, batch times planes; planes: coils times slices. kspace stays between the passes; data: (planes, y, x),
+   sampled: (sampled_slices, y, x). k becomes (1 - t) factor k + t data with t = share sampled. */
 extern "C" __global__ void __launch_bounds__(SCS_THREADS)
-    scs_rows_back(const Number* maps, const Number* roots, const Number* kspace, Number* out, long long coils,
-                  long long slices)
+    scs_columns_step(const float* sampled, const Number* data, const Number* roots, Number* kspace, long long planes,
+                     long long slices, long long sampled_slices, float share, float factor)
 {
     SCS_DYNAMIC_SHARED(Number, work);
+    Number* plane = kspace + plane_between();
+    const float* known = weights_here(sampled, slices, sampled_slices);
+    const Number* measured = data + blockIdx.z % planes * PLANE;
+    load_columns(plane, work);
+    __syncthreads();
+    scs::transform<SCS_Y, SCS_LINES>(work, roots);
+    for (int item = threadIdx.x; item < SCS_Y * SCS_LINES; item += SCS_THREADS) {
+        const InColumn at(item);
+        if (!at.there()) continue;
+        const float taken = share * known[at.frequency()];
+        work[item] = SCS_DATA ? scs::towards(work[item], taken, factor, measured[at.frequency()])
+                              : scs::away(work[item], taken, factor);
+    }
+    __syncthreads();
+    scs::transform_back<SCS_Y, SCS_LINES>(work, roots);
+    store_columns(work, plane);
+}
+
+namespace {
+
+/* Rows back, and out(address in all images, address in the plane, sum over coils), which stays in registers until then. */
+template <class Out>
+__device__ void rows_back(const Number* maps, const Number* roots, const Number* kspace, long long coils, long long slices,
+                          Number* work, Out out)
+{
     Number sum[SCS_EACH];
     SCS_UNROLL
     for (int i = 0; i < SCS_EACH; ++i) sum[i] = Number{0, 0};
@@ -165,14 +197,38 @@ extern "C" __global__ void __launch_bounds__(SCS_THREADS)
         SCS_UNROLL
         for (int i = 0; i < SCS_EACH; ++i) {
             const InRow at(threadIdx.x + SCS_THREADS * i);
-            if (at.row < SCS_LINES && at.there())
-                sum[i] = scs::conj_multiply_add(sum[i], sees[at.address()], work[at.shared()]);
+            if (at.row >= SCS_LINES || !at.there()) continue;
+            const Number z = work[at.shared()];
+            sum[i] = SCS_MAPS ? scs::conj_multiply_add(sum[i], sees[at.address()], z) : z;
         }
         /* the next coil overwrites only numbers that this thread has read */
     }
     SCS_UNROLL
     for (int i = 0; i < SCS_EACH; ++i) {
         const InRow at(threadIdx.x + SCS_THREADS * i);
-        if (at.row < SCS_LINES && at.there()) out[blockIdx.z * PLANE + at.address()] = sum[i];
+        if (at.row < SCS_LINES && at.there()) out(blockIdx.z * PLANE + at.address(), at.address(), sum[i]);
     }
+}
+
+}  // namespace
+
+/* Grid: row tiles, 1, batch times slices. */
+extern "C" __global__ void __launch_bounds__(SCS_THREADS)
+    scs_rows_back(const Number* maps, const Number* roots, const Number* kspace, Number* out, long long coils,
+                  long long slices)
+{
+    SCS_DYNAMIC_SHARED(Number, work);
+    rows_back(maps, roots, kspace, coils, slices, work, [=](long long at, long long, Number sum) { out[at] = sum; });
+}
+
+/* The same, and a step on: x + share (of_data - sum). of_data: the image A^H y, (slices, y, x). */
+extern "C" __global__ void __launch_bounds__(SCS_THREADS)
+    scs_rows_descend(const Number* maps, const Number* roots, const Number* kspace, const Number* x, const Number* of_data,
+                     Number* out, long long coils, long long slices, float share)
+{
+    SCS_DYNAMIC_SHARED(Number, work);
+    const Number* constant = of_data + blockIdx.z % slices * PLANE;
+    rows_back(maps, roots, kspace, coils, slices, work, [=](long long at, long long in_plane, Number sum) {
+        out[at] = scs::descended(x[at], constant[in_plane], sum, share);
+    });
 }

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scanside.engine.baselines.sense import cg_sense
 from scanside.engine.baselines.solvers import conjugate_gradients
-from scanside.engine.operators import CartesianSense
-from scanside.kernels import native, sense
+from scanside.engine.operators import CartesianSense, Fourier
+from scanside.kernels import kspace_step, native, sense
 
 TOLERANCE = 1e-5
 seeds = st.integers(0, 2**31)
@@ -55,6 +55,35 @@ def test_single_precision_follows_double(shape, axes, seed):
         close(single.H(y), double.H(y.to(wide)))
         close(single.gram(x), double.gram(x.to(wide)))
         close(single.with_mask(~mask).gram(x), double.with_mask(~mask).gram(x.to(wide)))
+
+
+@given(
+    shape=st.tuples(st.sampled_from([1, 2, 3]), st.sampled_from([6, 8, 15, 14]), st.sampled_from([1, 9, 11, 20])),
+    axes=st.sampled_from([(-2,), (-2, -1), (-3, -2), (-3, -2, -1), (-1,)]),
+    share=st.sampled_from([1.0, 0.3]),
+    seed=seeds,
+)
+@settings(max_examples=40, deadline=None)
+def test_the_step_of_coil_images_is_that_of_its_definition(shape, axes, share, seed):
+    """Centered transform, the data where the mask is, and back, in double precision."""
+    wide, x = torch.complex128, random(2, 3, *shape, seed=seed)
+    fourier, plain = Fourier(shape, axes, dtype=wide), Fourier(shape, axes)
+    for mask in masks(shape, seed):
+        data = torch.where(mask, random(3, *shape, seed=seed + 1), 0)
+        kspace = fourier(x.to(wide))
+        kspace = torch.where(mask, (1 - share) * kspace + share * data.to(wide), kspace)
+        close(plain.step(data, mask)(x, share), fourier.H(kspace))
+
+
+@pytest.mark.parametrize("share", [1.0, 0.3])
+def test_the_step_of_the_combined_image_is_that_of_its_operators(share):
+    maps, x, wide = random(3, 2, 16, 12), random(2, 2, 16, 12, seed=1), torch.complex128
+    for mask in masks((2, 16, 12), 4):
+        single, double = CartesianSense(maps, mask), CartesianSense(maps.to(wide), mask)
+        of_data = single.H(random(3, 2, 16, 12, seed=2))
+        expected = x.to(wide) + share * (of_data.to(wide) - double.gram(x.to(wide)))
+        close(single.descend(x, of_data, share), expected)
+        close(double.descend(x.to(wide), of_data.to(wide), share), expected)
 
 
 @pytest.mark.parametrize("axes", [(-2,), (-2, -1)])
@@ -105,6 +134,19 @@ def test_the_kernels_are_used(monkeypatch):
     calls = []
     for form in (sense.Lines, sense.Planes):
         monkeypatch.setattr(form, "gram", lambda self, weights, x: calls.append(type(self)) or x)
+        monkeypatch.setattr(form, "descend", lambda self, weights, x, y, share: calls.append(type(self)) or x)
     for mask in masks((1, 16, 12), 2)[:2]:
         CartesianSense(maps, mask).gram(x)
-    assert calls == [sense.Lines, sense.Planes]
+        CartesianSense(maps, mask).descend(x, x, 1.0)
+    assert calls == [sense.Lines, sense.Lines, sense.Planes, sense.Planes]
+
+
+def test_steps_of_coil_images_use_the_kernels(monkeypatch):
+    """Lines along y, whether x is k-space or not, and planes."""
+    calls = []
+    for name in ("_native_lines", "_native_planes"):
+        monkeypatch.setattr(kspace_step, name, lambda x, *_, name=name: calls.append(name) or x)
+    for axes in ((-2,), (-2, -1)):
+        for mask in masks((1, 16, 12), 2)[:2] if len(axes) == 2 else masks((1, 16, 12), 2)[:1]:
+            Fourier((1, 16, 12), axes).step(random(3, 1, 16, 12), mask)(random(3, 1, 16, 12))
+    assert calls == ["_native_lines", "_native_lines", "_native_planes"]

@@ -6,7 +6,7 @@ import re
 
 import pytest
 import torch
-from scanside.kernels import device, fft, sense_device
+from scanside.kernels import device, fft, kspace_step, sense_device
 from scanside.kernels import photoacoustic as sound
 
 BARRIER = "__syncthreads();"
@@ -29,6 +29,7 @@ def lines():
         *sense_device.lines_solve(maps, torch.ones(12), x, torch.zeros_like(x), -2, 0.1, 2),
         *sense_device.lines_forward(maps, weights, x[None], kspace, -2),
         *sense_device.lines_adjoint(maps, weights, kspace, x[None], -2),
+        *kspace_step.launches(kspace, torch.ones(1, 12, 1), kspace[0], torch.zeros_like(kspace), (-2,), 0.5),
     ]
 
 
@@ -40,6 +41,7 @@ def planes():
         *sense_device.planes_gram(maps, torch.ones(1, 12, 12), x, kspace, torch.zeros_like(x)),
         *sense_device.planes_forward(maps, weights, x, kspace, outside),
         *sense_device.planes_adjoint(maps, weights, outside, kspace, x),
+        *kspace_step.launches(outside, torch.ones(1, 12, 12), outside, torch.zeros_like(outside), (-2, -1), 0.5),
     ]
 
 

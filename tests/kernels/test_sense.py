@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scanside.kernels import device, native, sense, sense_device
+from scanside.kernels import device, native, sense, sense_device, sense_operators
 
 TOLERANCE = 1e-6
 lengths = st.sampled_from([1, 2, 3, 4, 5, 8, 9, 12, 16, 20, 27, 32, 40, 48])
@@ -149,19 +149,25 @@ def test_what_the_kernels_do_not_have_is_left_to_torch():
     assert sense.planes(random(2, 1, 8, 8).requires_grad_()) is None
 
 
-def test_torch_can_differentiate_the_gram():
-    maps, x = random(2, 1, 8, 6), random(1, 8, 6, seed=1).requires_grad_()
+def test_torch_can_use_and_differentiate_all_of_it():
+    """Each operator has its adjoint as derivative, a gram itself."""
+    maps, x, y = random(2, 1, 8, 6), random(3, 1, 8, 6, seed=1), random(3, 2, 1, 8, 6, seed=2)
     lines, planes = sense.lines(maps, -2), sense.planes(maps)
-    real = lines.real_weights(positive(8)), planes.real_weights(positive(8, 6))
-    torch.library.opcheck(sense.lines_gram, (lines.packed, real[0], x, 2, lines.sizes))
-    torch.library.opcheck(sense.planes_gram, (planes.packed, real[1], x, 2))
-    for kernel, weights, axes, full in (
-        (lines, real[0], (-2,), positive(8)[:, None]),
-        (planes, real[1], (-2, -1), positive(8, 6)),
-    ):
-        up = random(1, 8, 6, seed=2)
-        (gradient,) = torch.autograd.grad(kernel.gram(weights, x), x, up)
-        assert error(gradient, gram(maps, full, up, axes)) <= TOLERANCE
+    for kernel, sizes in ((lines, (8, 1)), (planes, (8, 6))):
+        real, both = kernel.real_weights(positive(*sizes)), kernel.complex_weights(random(*sizes, seed=3))
+        for kind, weights, argument, adjoint in (
+            ("gram", real, x, "gram"),
+            ("forward", both, x, "adjoint"),
+            ("adjoint", both, y, "forward"),
+        ):
+            asked = argument.clone().requires_grad_()
+            operator = sense_operators.OPERATORS[f"{kernel.form}_{kind}"]
+            torch.library.opcheck(operator, (kernel.packed, weights, asked, 2, kernel.sizes))
+            result = getattr(kernel, kind)(weights, asked)
+            assert torch.equal(result, getattr(kernel, kind)(weights, argument))
+            up = random(*result.shape, seed=4)
+            (gradient,) = torch.autograd.grad(result, asked, up)
+            assert torch.equal(gradient, getattr(kernel, adjoint)(weights, up))
 
 
 # --- CUDA sources --------------------------------------------------------------------------------------------------
@@ -188,6 +194,17 @@ def emulated(emulate, monkeypatch):
     monkeypatch.setattr(device, "launch", lambda *launches: emulate(*launches))
 
 
+def gradients(kernel, packed, x, y):
+    """Of A it is A^H, of A^H it is A."""
+    for function, adjoint, argument, up in (
+        (kernel.forward, kernel.adjoint, x, y),
+        (kernel.adjoint, kernel.forward, y, x),
+    ):
+        asked = argument.clone().requires_grad_()
+        (gradient,) = torch.autograd.grad(function(packed, asked), asked, up)
+        assert torch.equal(gradient, adjoint(packed, up))
+
+
 @pytest.mark.parametrize(("axis", "shape", "coils", "batch"), [(-2, (2, 12, 5), 2, 2), (-3, (10, 2, 3), 3, 1)])
 def test_operator_and_adjoint_of_lines_in_cuda(emulated, axis, shape, coils, batch):
     maps, x, y = random(coils, *shape), random(batch, *shape, seed=1), random(batch, coils, *shape, seed=2)
@@ -196,6 +213,7 @@ def test_operator_and_adjoint_of_lines_in_cuda(emulated, axis, shape, coils, bat
     packed = kernel.complex_weights(weights)
     assert error(kernel.forward(packed, x), forward(maps, weights, x, (axis,))) <= TOLERANCE
     assert error(kernel.adjoint(packed, y), adjoint(maps, weights, y, (axis,))) <= TOLERANCE
+    gradients(kernel, packed, x, y)
 
 
 @pytest.mark.parametrize(("shape", "coils", "batch", "slices"), [((1, 16, 12), 2, 1, 1), ((2, 6, 10), 1, 2, 2)])
@@ -206,6 +224,7 @@ def test_operator_and_adjoint_of_planes_in_cuda(emulated, shape, coils, batch, s
     packed = kernel.complex_weights(weights)
     assert error(kernel.forward(packed, x), forward(maps, weights, x, (-2, -1))) <= TOLERANCE
     assert error(kernel.adjoint(packed, y), adjoint(maps, weights, y, (-2, -1))) <= TOLERANCE
+    gradients(kernel, packed, x, y)
 
 
 def test_planes_are_solved_and_differentiated_in_cuda(emulated):
