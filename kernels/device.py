@@ -9,7 +9,6 @@ from __future__ import annotations
 import functools
 import hashlib
 import logging
-import tempfile
 from dataclasses import dataclass
 from importlib import resources, util
 from pathlib import Path
@@ -18,6 +17,8 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+
+from .files import write_whole
 
 __all__ = ["Launch", "cache_folder", "compile_cubin", "installed", "launch", "nvrtc_version", "sources"]
 
@@ -84,7 +85,8 @@ def compile_cubin(source: str, arch: str, macros: tuple[tuple[str, int], ...] = 
         return kept.read_bytes()
     except FileNotFoundError:
         code = _compiled(source, arch, macros)
-        _keep(kept, code)
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(kept, code)
         return code
 
 
@@ -172,11 +174,3 @@ def _fingerprint(source: str, arch: str, macros: tuple[tuple[str, int], ...]) ->
     for path in (sources() / "cuda" / source, *sorted(headers)):
         digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
     return digest.hexdigest()
-
-
-def _keep(path: Path, code: bytes) -> None:
-    """Write under another name first: another process may read at any time."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
-        file.write(code)
-    Path(file.name).replace(path)

@@ -26,6 +26,7 @@ __all__ = [
     "run",
 ]
 
+Operator = Callable[[Tensor, Tensor, Tensor, int, list[int]], Tensor]
 _A, _N, _I, _F = native.ADDRESS, native.LENGTH, native.INTEGER, native.FLOAT
 _SIZES = [*[_N] * 5, _I]
 _LINES = {
@@ -80,7 +81,7 @@ def _shape(kind: str, given: Tensor, coils: int) -> tuple[int, ...]:
     return (*ahead, *([coils] if kind == "forward" else []), *given.shape[-3:])
 
 
-def _operator(name: str) -> Callable[[Tensor, Tensor, Tensor, int, list[int]], Tensor]:
+def _operator(name: str) -> Operator:
     """The operator scanside::name, which torch differentiates with respect to `given`."""
     form, _, kind = name.partition("_")
     of_adjoint = f"{form}_{ {'gram': 'gram', 'forward': 'adjoint', 'adjoint': 'forward'}[kind] }"
@@ -96,15 +97,19 @@ def _operator(name: str) -> Callable[[Tensor, Tensor, Tensor, int, list[int]], T
         ctx.save_for_backward(packed, weights)
 
     def backward(ctx: Any, up: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
-        return None, None, OPERATORS[of_adjoint](*ctx.saved_tensors, up, *ctx.rest), None, None
+        packed, weights = ctx.saved_tensors
+        coils, sizes = ctx.rest
+        return None, None, OPERATORS[of_adjoint](packed, weights, up, coils, sizes), None, None
 
     made = torch.library.custom_op(f"scanside::{name}", operator, mutates_args=())
     made.register_fake(fake)
     made.register_autograd(backward, setup_context=keep)
-    return cast("Callable[[Tensor, Tensor, Tensor, int, list[int]], Tensor]", made)
+    return cast("Operator", made)
 
 
-OPERATORS = {f"{form}_{kind}": _operator(f"{form}_{kind}") for form in ("lines", "planes") for kind in _LINES}
+OPERATORS: dict[str, Operator] = {
+    f"{form}_{kind}": _operator(f"{form}_{kind}") for form in ("lines", "planes") for kind in _LINES
+}
 """By name."""
 lines_gram, lines_forward, lines_adjoint = (OPERATORS[f"lines_{kind}"] for kind in _LINES)
 planes_gram, planes_forward, planes_adjoint = (OPERATORS[f"planes_{kind}"] for kind in _PLANES)

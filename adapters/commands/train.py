@@ -24,11 +24,12 @@ from scanside.engine.errors import ConfigError
 from scanside.engine.priors.denoiser import Denoiser
 from scanside.engine.priors.domains import network_domain, network_planes
 from scanside.engine.priors.photoacoustic_training import PhotoacousticTrainer, simulate
-from scanside.engine.priors.storage import ModelCard, load_weights, read_checkpoint, save_weights, write_whole
+from scanside.engine.priors.storage import ModelCard, load_weights, read_checkpoint, save_weights
 from scanside.engine.priors.through_loop import LoopTrainer
 from scanside.engine.priors.training import Trainer, validation_errors
 from scanside.engine.samplers.photoacoustic import LEVEL, domain_of
 from scanside.engine.simulation.photoacoustic_scenes import Recorded
+from scanside.kernels.files import write_whole
 from torch import Tensor
 
 from .output import console, progress_bar

@@ -7,7 +7,6 @@ SHA-256 of the weights, and weights that do not match their card are refused.
 from __future__ import annotations
 
 import hashlib
-import os
 from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path
@@ -19,12 +18,13 @@ from safetensors.torch import load as read_tensors
 from safetensors.torch import save as written_tensors
 from torch import Tensor
 
+from ...kernels.files import write_whole
 from ..config_priors import NetworkConfig, Precondition
 from ..errors import ConfigError
 from . import weights
 from .denoiser import Denoiser
 
-__all__ = ["ModelCard", "load_weights", "read_checkpoint", "save_weights", "shipped_weights", "write_whole"]
+__all__ = ["ModelCard", "load_weights", "read_checkpoint", "save_weights", "shipped_weights"]
 
 STORAGE = torch.float16
 """Weights are stored in half precision; they are of the order of 0.1."""
@@ -57,13 +57,6 @@ class ModelCard(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     """Measured on images that were not trained on."""
     sha256: str = ""
     """Of the safetensors file."""
-
-
-def write_whole(path: Path, data: bytes) -> None:
-    """Write a file such that it is never seen half written, whatever happens meanwhile."""
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    draft.write_bytes(data)
-    draft.replace(path)
 
 
 def save_weights(path: Path, denoiser: Denoiser, card: ModelCard) -> ModelCard:

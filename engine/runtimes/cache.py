@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
-import tempfile
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -17,6 +16,7 @@ from pathlib import Path
 import msgspec
 import platformdirs
 
+from ...kernels.files import write_whole
 from ..errors import ConfigError
 
 __all__ = ["CACHE_VARIABLE", "Artefact", "ArtefactCache", "CacheWarning", "default_folder"]
@@ -92,7 +92,7 @@ class ArtefactCache:
         """Keep an artefact; returns where, or None with a warning when the disk does not take it."""
         path = self.path(kind, key)
         try:
-            _write_whole(path, _pack(content, key))
+            write_whole(path, _pack(content, key))
         except OSError as error:
             warnings.warn(f"{path} cannot be written: {error.strerror}", CacheWarning, stacklevel=2)
             return None
@@ -130,17 +130,3 @@ def _unpack(data: bytes, key: Mapping[str, str]) -> bytes | None:
     if header != msgspec.json.encode(dict(sorted(key.items()))):
         return None
     return bytes(body[_LENGTH + length :])
-
-
-def _write_whole(path: Path, data: bytes) -> None:
-    """Write to a file beside it and rename, so that a reader sees all of it or nothing, after a power cut too."""
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".part")
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(name).replace(path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise

@@ -1,7 +1,8 @@
-"""A denoiser that keeps going: when its runtime fails in the middle of a scan, torch takes over and the images say so."""
+"""A denoiser that keeps going: when its runtime fails or grows slow in mid-scan, torch takes over and the images say so."""
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -15,9 +16,14 @@ from .base import LoadedDenoiser, Precision, Shape
 
 __all__ = ["Fallback", "GuardedDenoiser", "RuntimeStatus"]
 
+_log = logging.getLogger("scanside.runtimes")
+
 SLOW_FACTOR = 10.0
 """An evaluation that takes this many times what it took at the start is counted as slow."""
 _SLOW_AT_LEAST = 0.005
+PATIENCE = 5
+"""Slow evaluations in a row after which a fallback is tried. It takes over if it is faster than each of them was, measured at the
+same moment, so that a busy machine, which slows everything, changes nothing. Else the patience doubles."""
 
 
 class RuntimeStatus(msgspec.Struct, frozen=True, kw_only=True):
@@ -32,9 +38,9 @@ class RuntimeStatus(msgspec.Struct, frozen=True, kw_only=True):
     seconds: float | None = None
     """Of one evaluation at the start; None where it was not timed."""
     reason: str = ""
-    """Empty, or the fixed word `runtime`: a fallback runs, since what was chosen failed."""
+    """Empty, or the fixed word `runtime`: a fallback runs, since what was chosen failed or grew slow."""
     detail: str = ""
-    """What failed, for people and logs."""
+    """What failed or grew slow, for people and logs."""
     evaluations: int = 0
     slow: int = 0
     """Evaluations that took ten times as long as at the start, or longer."""
@@ -62,15 +68,23 @@ class GuardedDenoiser:
 
     Calls from several threads wait for each other: a runtime has one set of buffers. A failure is remembered, what has taken
     over stays. NaN is looked for after each call on the processor; on CUDA, where that would wait for the device, by `check`.
+    What is timed on CUDA is the call, which ends before the device does. clock: seconds, from any start.
     """
 
     def __init__(
-        self, denoise: LoadedDenoiser, shape: Shape, status: RuntimeStatus, fallbacks: Sequence[Fallback]
+        self,
+        denoise: LoadedDenoiser,
+        shape: Shape,
+        status: RuntimeStatus,
+        fallbacks: Sequence[Fallback],
+        clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self.shape = shape
-        self._denoise, self._status, self._fallbacks = denoise, status, list(fallbacks)
+        self._denoise, self._status, self._fallbacks, self._clock = denoise, status, list(fallbacks), clock
         self._lock = threading.Lock()
         self._unchecked: Tensor | None = None
+        self._slow_ones: list[float] = []
+        self._patience = PATIENCE
 
     @property
     def status(self) -> RuntimeStatus:
@@ -85,9 +99,11 @@ class GuardedDenoiser:
         """
         self._require_shape(x, sigma)
         with self._lock:
-            begun = time.perf_counter()
+            begun = self._clock()
             found = self._evaluate(x, sigma)
-            self._count(time.perf_counter() - begun)
+            self._count(self._clock() - begun)
+            if len(self._slow_ones) >= self._patience:
+                self._seek_faster(x, sigma)
             if out is None:
                 return found.to(x.device, copy=True)
             return out.copy_(found)
@@ -130,17 +146,7 @@ class GuardedDenoiser:
         """Put the next fallback into the place of what runs now."""
         while self._fallbacks:
             following = self._fallbacks.pop(0)
-            self._status = msgspec.structs.replace(
-                self._status,
-                runtime=following.runtime,
-                precision=following.precision,
-                device=following.device,
-                version="",
-                error=0.0,
-                seconds=None,
-                reason=RuntimeFailed.reason,
-                detail="; ".join(filter(None, (self._status.detail, f"{self._status.runtime}: {why}"))),
-            )
+            self._tell(following, why, None)
             try:
                 self._denoise = following.load()
             except RuntimeFailed as error:
@@ -149,9 +155,54 @@ class GuardedDenoiser:
             return
         raise DeviceLost(f"no runtime is left that can run the network: {why}") from cause
 
+    def _tell(self, following: Fallback, why: str, seconds: float | None) -> None:
+        """In the status: what takes over, and why."""
+        self._status = msgspec.structs.replace(
+            self._status,
+            runtime=following.runtime,
+            precision=following.precision,
+            device=following.device,
+            version="",
+            error=0.0,
+            seconds=seconds,
+            reason=RuntimeFailed.reason,
+            detail="; ".join(filter(None, (self._status.detail, f"{self._status.runtime}: {why}"))),
+        )
+        self._slow_ones, self._patience = [], PATIENCE
+
+    def _seek_faster(self, x: Tensor, sigma: Tensor) -> None:
+        """Try the next fallback on images that were slow, and stay with it if it is faster."""
+        fastest, usual = min(self._slow_ones), self._status.seconds
+        self._slow_ones, self._patience = [], 2 * self._patience
+        for following in self._fallbacks[:1]:
+            try:
+                denoise = following.load()
+                seconds = self._timed(denoise, x, sigma)
+            except RuntimeFailed as error:
+                self._fallbacks.remove(following)
+                _log.warning("the fallback %s cannot run the network: %s", following.runtime, error)
+                return
+            if seconds < fastest:
+                self._fallbacks.remove(following)
+                self._tell(following, f"took {fastest:.3g} s or longer, at the start {usual:.3g} s", seconds)
+                self._denoise = denoise
+
+    def _timed(self, denoise: LoadedDenoiser, x: Tensor, sigma: Tensor) -> float:
+        """Seconds of the second evaluation; the first one warms up."""
+        seconds = 0.0
+        for _ in range(2):
+            begun = self._clock()
+            found = denoise(x, sigma)
+            if found.is_cuda:
+                torch.cuda.synchronize(found.device)
+            seconds = self._clock() - begun
+            self._inspect(found)
+        return seconds
+
     def _count(self, seconds: float) -> None:
         usual = self._status.seconds
         slow = usual is not None and seconds > max(SLOW_FACTOR * usual, _SLOW_AT_LEAST)
+        self._slow_ones = [*self._slow_ones, seconds] if slow else []
         self._status = msgspec.structs.replace(
             self._status, evaluations=self._status.evaluations + 1, slow=self._status.slow + slow
         )

@@ -16,7 +16,7 @@ from scanside.engine.priors.denoiser import Denoiser
 from scanside.engine.runtimes import ArtefactCache, GuardedDenoiser, LoadOptions, RuntimeConfig, Shape, select
 from scanside.engine.runtimes.base import LoadedDenoiser, Runtime
 from scanside.engine.runtimes.cache import CacheWarning
-from scanside.engine.runtimes.guarded import Fallback, RuntimeStatus
+from scanside.engine.runtimes.guarded import PATIENCE, Fallback, RuntimeStatus
 from scanside.engine.runtimes.onnx_runtimes import OnnxRuntime, OpenVino
 from scanside.engine.runtimes.self_test import golden_tensors, verify
 from scanside.engine.runtimes.torch_runtimes import TorchEager
@@ -306,6 +306,87 @@ def test_slow_evaluations_are_counted(small_denoiser: Make) -> None:
     denoiser(*images())
     assert denoiser.status.slow == (10 * usual < 0.05)  # on a machine so busy that 50 ms are usual, they are not slow
     assert denoiser.status.reason == ""
+
+
+class Clock:
+    """Time that passes only where a runtime says so."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+    def taking(self, seconds: list[float], denoise: LoadedDenoiser) -> LoadedDenoiser:
+        """A real runtime whose evaluations take so long, one after the other; the last one's time stays."""
+
+        def run(x: Tensor, sigma: Tensor) -> Tensor:
+            self.now += seconds.pop(0) if len(seconds) > 1 else seconds[0]
+            return denoise(x, sigma)
+
+        return run
+
+
+def timed(model: Denoiser, first: list[float], *others: list[float]) -> tuple[GuardedDenoiser, Clock]:
+    """A runtime that took 10 ms at the start, with fallbacks; seconds of the evaluations of each."""
+    clock, options = Clock(), LoadOptions(threads=1)
+    chosen, *fallbacks = (clock.taking(s, EAGER.load(model, SHAPE, "float32", options)) for s in (first, *others))
+    status = RuntimeStatus(runtime="first", precision="float32", device="cpu", seconds=0.01)
+    following = [Fallback(f"other {i}", "float32", "cpu", lambda d=d: d) for i, d in enumerate(fallbacks)]  # type: ignore[misc]
+    return GuardedDenoiser(chosen, SHAPE, status, following, clock), clock
+
+
+def test_a_runtime_that_stays_slow_is_replaced_by_a_faster_one(small_denoiser: Make) -> None:
+    model = small_denoiser()
+    denoiser, _ = timed(model, [0.01, 0.2], [1.0, 0.05])  # the first evaluation of torch warms up
+    for _ in range(PATIENCE):
+        denoiser(*images())
+        assert denoiser.status.runtime == "first"
+    x, sigma = images()
+    denoiser(x, sigma, out=x)  # in place: what is tried must not read its own outcome
+    assert close(x, reference(model, *images()))
+    status = denoiser.status
+    assert (status.runtime, status.reason, status.slow, status.seconds) == (
+        "other 0",
+        "runtime",
+        PATIENCE,
+        pytest.approx(0.05),
+    )
+    assert status.detail == "first: took 0.2 s or longer, at the start 0.01 s"
+    assert status.attributes()["scanside_runtime_reason"] == ["runtime"]
+    assert close(denoiser(*images(1)), reference(model, *images(1)))
+    assert denoiser.status.evaluations == PATIENCE + 2
+
+
+def test_a_busy_machine_changes_nothing(small_denoiser: Make) -> None:
+    """Everything is slow: the fallback is tried more and more seldom, and the runtime stays."""
+    denoiser, clock = timed(small_denoiser(), [0.2], [0.3])
+    tried = []
+    for evaluation in range(1, 40):
+        before = clock.now
+        denoiser(*images())
+        if clock.now - before > 0.5:
+            tried.append(evaluation)
+    assert tried == [PATIENCE, 3 * PATIENCE, 7 * PATIENCE]
+    assert (denoiser.status.runtime, denoiser.status.reason, denoiser.status.slow) == ("first", "", 39)
+
+
+def test_a_few_slow_evaluations_are_no_reason(small_denoiser: Make) -> None:
+    denoiser, _ = timed(small_denoiser(), [*[*[0.2] * (PATIENCE - 1), 0.01] * 3, 0.01], [0.01])
+    for _ in range(3 * PATIENCE):
+        denoiser(*images())
+    assert (denoiser.status.runtime, denoiser.status.slow) == ("first", 3 * (PATIENCE - 1))
+
+
+def test_a_fallback_that_is_fast_and_wrong_is_not_taken(small_denoiser: Make) -> None:
+    denoiser, _ = timed(small_denoiser(), [0.2], [0.01], [0.02])
+    denoiser._fallbacks[0] = Fallback("wrong", "float32", "cpu", lambda: FAULTS["NaN"][0](denoiser._denoise))
+    for _ in range(PATIENCE):
+        denoiser(*images())
+    assert denoiser.status.runtime == "first"
+    for _ in range(2 * PATIENCE):
+        denoiser(*images())
+    assert denoiser.status.runtime == "other 1"
 
 
 @needs_onnxruntime
