@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 import torch
 from report import Table
 from scanside.kernels import coil_matrix, device, fft, folded, sense_device
+from scanside.kernels.kspace_step import KspaceStep
 
 __all__ = ["kernel_rows", "kernel_text"]
 
@@ -48,6 +49,29 @@ def grams() -> Iterator[Case]:
                 lambda maps=maps, shaped=shaped, axes=axes: chain(maps, shaped, x, axes),
                 lambda maps=maps, shaped=shaped, axes=axes: chain(maps.to(torch.complex128), shaped, x, axes),
             )
+
+
+def steps() -> Iterator[Case]:
+    """The data put in their place in the k-space of every coil."""
+    x = random(8, 1, MATRIX, MATRIX)
+    for name, sizes, axes in (("2-D mask", (MATRIX, MATRIX), (-2, -1)), ("line mask", (MATRIX, 1), (-2,))):
+        mask = torch.rand(sizes, device="cuda") < 0.25
+        data = x.flip(-1) * mask / MATRIX
+        step = KspaceStep(data, mask, axes)
+
+        def by_torch(
+            x: torch.Tensor, mask: torch.Tensor = mask, data: torch.Tensor = data, axes: tuple[int, ...] = axes
+        ):
+            kspace = torch.where(mask, data.to(x.dtype), torch.fft.fftn(x, dim=axes, norm="forward"))
+            return torch.fft.ifftn(kspace, dim=axes, norm="forward")
+
+        yield (
+            f"k-space step, 8 coils, {name}",
+            None,
+            lambda step=step: step(x),
+            lambda by_torch=by_torch: by_torch(x),
+            lambda by_torch=by_torch: by_torch(x.to(torch.complex128)),
+        )
 
 
 def others() -> Iterator[Case]:
@@ -113,7 +137,7 @@ def kernel_rows(seconds: Timer) -> list[dict]:
     if not device.installed():
         return [{"what": "all", "wrong": "NVRTC is not installed: pip install 'scanside[cuda]'"}]
     rows = []
-    for cases in (grams, others):
+    for cases in (grams, steps, others):
         for what, target, ours, torchs, exact in cases():
             row: dict = {"what": what, "target": target}
             rows.append(row)

@@ -33,6 +33,7 @@ from scanside.engine.samplers.consistency import _Folded
 from scanside.engine.simulation.coils import coil_maps
 from scanside.engine.simulation.phantom import shepp_logan
 from scanside.kernels import coil_matrix, fft, native, sense
+from scanside.kernels.kspace_step import KspaceStep
 
 ROOT = Path(__file__).resolve().parent.parent
 MATRIX = 256
@@ -128,6 +129,38 @@ def grams(runs: int) -> Iterator[Row]:
             yield row(f"A^H A, 256 x 256, {coils} coils, {name}", contenders, runs, target, floor)
 
 
+def kspace_steps(runs: int) -> Iterator[Row]:
+    """Data put in their place in the k-space of every coil, beside chains that are shifted beforehand; a step over maps."""
+    for coils in (8, 16):
+        x = random(coils, 1, MATRIX, MATRIX)
+        for name, mask, _, _ in masks(coils):
+            axes = (-2, -1) if mask.shape[1] > 1 else (-2,)
+            data = x.flip(-1) * mask
+            arrays = x.numpy(), mask.numpy(), data.numpy()
+            step = KspaceStep(data, mask, axes)
+
+            def by_torch(x=x, mask=mask, data=data, axes=axes):
+                return torch.fft.ifftn(torch.where(mask, data, torch.fft.fftn(x, dim=axes)), dim=axes)
+
+            def by_scipy(arrays=arrays, axes=axes):
+                x_, mask_, data_ = arrays
+                workers = torch.get_num_threads()
+                kspace = np.where(mask_, data_, scipy.fft.fftn(x_, axes=axes, workers=workers))
+                return scipy.fft.ifftn(kspace, axes=axes, workers=workers)
+
+            contenders = {"ours": lambda step=step, x=x: step(x), "torch": by_torch, "scipy": by_scipy}
+            mega, mb = (10.5 if len(axes) == 2 else 5.2) * coils, 1.57 * coils
+            what = f"k-space step, 256 x 256, {coils} coils, {name}"
+            yield row(what, contenders, runs, None, f"{mega:.0f} MFLOP, {mb:.0f} MB")
+            kernel = sense.planes(x / MATRIX) if len(axes) == 2 else sense.lines(x / MATRIX**0.5, -2)
+            weights, image = kernel.real_weights(mask), x[0]
+            contenders = {
+                "ours": lambda k=kernel, w=weights, image=image: k.descend(w, image, image, 1.0),
+                "our A^H A, torch": lambda k=kernel, w=weights, image=image: image + (image - k.gram(w, image)),
+            }
+            yield row(f"step over maps, 256 x 256, {coils} coils, {name}", contenders, runs, None, "A^H A and 1 MB")
+
+
 def proximal(runs: int) -> Iterator[Row]:
     """Every fourth line: the exact solution beside 10 iterations of conjugate gradients."""
     maps, right = unit_maps(8), random(1, MATRIX, MATRIX)
@@ -208,7 +241,7 @@ def rows_of(cases: Callable[[], Iterator[Case]]) -> Callable[[int], Iterator[Row
 
 
 CASES: dict[str, list[Callable[[int], Iterator[Row]]]] = {
-    "mri": [fourier, grams, proximal, low_rank, reconstructions],
+    "mri": [fourier, grams, kspace_steps, proximal, low_rank, reconstructions],
     "pat": [rows_of(photoacoustic)],
     "ct": [rows_of(tomographic)],
 }

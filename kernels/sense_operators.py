@@ -14,17 +14,7 @@ from torch import Tensor
 
 from . import native
 
-__all__ = [
-    "OPERATORS",
-    "lines_adjoint",
-    "lines_forward",
-    "lines_gram",
-    "plain",
-    "planes_adjoint",
-    "planes_forward",
-    "planes_gram",
-    "run",
-]
+__all__ = ["OPERATORS", "plain", "run"]
 
 Operator = Callable[[Tensor, Tensor, Tensor, int, list[int]], Tensor]
 _A, _N, _I, _F = native.ADDRESS, native.LENGTH, native.INTEGER, native.FLOAT
@@ -111,5 +101,3 @@ OPERATORS: dict[str, Operator] = {
     f"{form}_{kind}": _operator(f"{form}_{kind}") for form in ("lines", "planes") for kind in _LINES
 }
 """By name."""
-lines_gram, lines_forward, lines_adjoint = (OPERATORS[f"lines_{kind}"] for kind in _LINES)
-planes_gram, planes_forward, planes_adjoint = (OPERATORS[f"planes_{kind}"] for kind in _PLANES)

@@ -29,6 +29,14 @@ SCS_HD Complex<Vector> load_columns(const float* from, int width)
     return load_numbers(numbers);
 }
 
+SCS_HD Vector load_reals(const float* from, int width)
+{
+    if (width >= LANES) return load(from);
+    float numbers[LANES] = {};
+    std::memcpy(numbers, from, sizeof(float) * width);
+    return load(numbers);
+}
+
 SCS_HD void store_columns(float* to, Complex<Vector> value, int width)
 {
     if (width >= LANES) return store_numbers(to, value);
@@ -119,16 +127,28 @@ struct Plane {
         for (int i = 0; i < LANES; ++i) put(to + i * ELEMENT, {re[i], im[i]});
     }
 
-    /* One tile of rows of (y, x) numbers, real or complex, in the order that `rows_through` reads. */
+    /* One tile of rows of (y, x) numbers, real or complex, in the order that `rows_through` reads; 0 where there is no row. */
     template <int Parts>
     void pack(const float* numbers, float* to, int tile) const
     {
-        for (int lane = 0; lane < LANES; ++lane) {
-            const int place = tile * LANES + lane;
-            const float* row = place < rows() ? numbers + Parts * std::int64_t{1} * along_y.frequency[place] * columns() : nullptr;
-            for (int k = 0; k < columns(); ++k)
-                for (int part = 0; part < Parts; ++part)
-                    to[(along_x.place[k] * Parts + part) * LANES + lane] = row ? row[Parts * k + part] : 0.0f;
+        for (int at = 0; at < columns(); at += LANES) {
+            const int width = columns() - at;
+            Vector re[LANES], im[LANES];
+            for (int lane = 0; lane < LANES; ++lane) {
+                const int place = tile * LANES + lane;
+                re[lane] = im[lane] = Vector{};
+                if (place >= rows()) continue;
+                const float* from = numbers + Parts * (std::int64_t{1} * along_y.frequency[place] * columns() + at);
+                const Complex<Vector> z = Parts == 2 ? load_columns(from, width) : Complex<Vector>{load_reals(from, width), {}};
+                re[lane] = z.re, im[lane] = z.im;
+            }
+            transpose(re);
+            if (Parts == 2) transpose(im);
+            for (int i = 0; i < LANES && i < width; ++i) {
+                float* element = to + along_x.place[at + i] * Parts * LANES;
+                store(element, re[i]);
+                if (Parts == 2) store(element + LANES, im[i]);
+            }
         }
     }
 
