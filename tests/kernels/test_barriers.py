@@ -41,7 +41,7 @@ def planes():
         *sense_device.planes_gram(maps, torch.ones(1, 12, 12), x, kspace, torch.zeros_like(x)),
         *sense_device.planes_forward(maps, weights, x, kspace, outside),
         *sense_device.planes_adjoint(maps, weights, outside, kspace, x),
-        *kspace_step.launches(outside, torch.ones(1, 12, 12), outside, torch.zeros_like(outside), (-2, -1), 0.5),
+        kspace_step.launches(outside, torch.ones(1, 12, 12), outside, torch.zeros_like(outside), (-2, -1), 0.5)[1],
     ]
 
 
