@@ -7,6 +7,9 @@
 
 A failure is told after the images of what had arrived before it, and the socket stays open until the peer has said CLOSE:
 closing it under a client that still sends would reset the connection, and with it the text that says what is wrong.
+
+When a worker process goes away, TAKING and ENDING go on: another one is sent what the first had, and what the peer has got
+already is left out.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ import asyncio
 import enum
 import socket
 import time
+from collections import Counter
 from typing import TYPE_CHECKING, Literal
 
 import msgspec
@@ -26,6 +30,7 @@ from . import mrd
 from .arena import SLAB_BYTES
 from .envelope import Credit, End, Envelope, Failed, Opened, Refused, Result, Stats
 from .feed import Feed
+from .files.spool import SpoolClosing, SpoolFacts
 from .grammar import Action, Answer, Begin, Failure, Finish, Forward, Grammar, Role, Stage, reply_text
 from .mrd_framing import Frame, Framer
 from .mrd_lengths import MessageId
@@ -43,7 +48,11 @@ HOLD_BYTES = 8 << 20
 DISCARD_BYTES = 1 << 16
 KEEPALIVE = {"TCP_KEEPIDLE": 30, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 3}
 """A host that vanished is noticed after a minute, and not after the two hours that are the system's default."""
+REPLAYS = 3
+"""Workers that one session may lose, for whatever reason."""
 _ACQUISITION = int(MessageId.ACQUISITION)
+_STATS = (-1, -1)
+"""Stands for statistics where an image would have the numbers of its series and itself."""
 
 
 class ConnectionOptions(msgspec.Struct, frozen=True, kw_only=True):
@@ -92,7 +101,7 @@ class Connection(asyncio.BufferedProtocol):
         self._begin: Begin | None = None
         self._discards = False
         self._verdict = ""
-        self._outcome = "complete"
+        self._outcome: Literal["complete", "incomplete", "failed"] = "complete"
         self._lingers = True
         self._received = time.monotonic_ns()
         self._phase, self._since = Phase.TAKING, time.monotonic()
@@ -101,6 +110,9 @@ class Connection(asyncio.BufferedProtocol):
         self._paused = self._clogged = False
         self._unsent, self._unsent_since = 0, self._since
         self._written = 0.0
+        self._delivered: Counter[tuple[int, int]] = Counter()
+        self._skipped: Counter[tuple[int, int]] = Counter()
+        self._images = self._replays = 0
 
     @property
     def phase(self) -> Phase:
@@ -176,6 +188,9 @@ class Connection(asyncio.BufferedProtocol):
                 self.drop()
         elif self._phase is Phase.TAKING:
             self._check_input(now)
+        if self.feed.replaying:
+            self.feed.flush()
+            self._check_feed()
 
     def _check_input(self, now: float) -> None:
         options = self._options
@@ -223,6 +238,10 @@ class Connection(asyncio.BufferedProtocol):
         self._enter(Phase.CLOSED)
         self._gateway.left(self)
         self.feed.abandon()
+        if self.feed.log is not None:
+            well = self._outcome == "complete" and exc is None
+            closing = SpoolClosing(outcome=self._outcome, images=self._images, text=self._verdict)
+            self.feed.log.end(closing, keep=not well)
         if self._begin is not None:
             self._gateway.metrics.session_closed(self._outcome)
 
@@ -257,7 +276,7 @@ class Connection(asyncio.BufferedProtocol):
     def _act(self, action: Action) -> None:
         if isinstance(action, Forward):
             if not self._discards:
-                if not self.feed.session:
+                if not self.feed.started:
                     self._open()
                 self.feed.put(action.frame, self._received)
         elif isinstance(action, Answer):
@@ -266,6 +285,7 @@ class Connection(asyncio.BufferedProtocol):
             self._begin = action
             self._discards = self._gateway.store.get(action.config).reconstruction.method == "none"
             self._gateway.metrics.session_opened()
+            self._check_spool()
         elif isinstance(action, Failure):
             self.fail(action.text, action.reason)
         elif isinstance(action, Finish):
@@ -275,8 +295,29 @@ class Connection(asyncio.BufferedProtocol):
         begin = self._begin
         if begin is not None:
             parameters = {**begin.overrides, ROLE: begin.role.value, NOISE: begin.noise_id}
-            self.feed.open(begin.config, self._grammar.dialect.value, self._received, parameters)
-            self._gateway.sessions[self.feed.session] = self
+            dialect = self._grammar.dialect.value
+            session = self.feed.open(begin.config, dialect, self._received, parameters)
+            self._gateway.sessions[session] = self
+            spool = self._gateway.spool
+            if spool is not None:
+                now, clock = time.time_ns(), time.monotonic_ns()
+                self.feed.log = spool.begin(
+                    SpoolFacts(
+                        session=session,
+                        started=now,
+                        monotonic=clock,
+                        config=begin.config,
+                        dialect=dialect,
+                        parameters=parameters,
+                    )
+                )
+
+    def _check_spool(self) -> None:
+        """Refuse a scan that could not be kept."""
+        spool = self._gateway.spool
+        trouble = spool.status().trouble if spool is not None and not self._discards else ""
+        if trouble:
+            self.fail(f"no scan can be taken: {trouble}; or start the server with --no-spool", "busy")
 
     def _finish(self, *, complete: bool) -> None:
         """The peer is done. Where there is no session there is nothing to wait for."""
@@ -284,7 +325,7 @@ class Connection(asyncio.BufferedProtocol):
             self.drop()
         if self._phase is not Phase.TAKING:
             return
-        if self._begin is not None and self._begin.role is Role.NOISE and not self.feed.session:
+        if self._begin is not None and self._begin.role is Role.NOISE and not self.feed.started:
             self._open()
         if not complete:
             self._outcome = "incomplete"
@@ -292,7 +333,7 @@ class Connection(asyncio.BufferedProtocol):
 
     def _end(self, *, complete: bool) -> None:
         self._enter(Phase.ENDING)
-        if self.feed.session:
+        if self.feed.started:
             self.feed.end(complete=complete)
         else:
             self._conclude()
@@ -319,20 +360,76 @@ class Connection(asyncio.BufferedProtocol):
     def from_bus(self, envelope: Envelope, payload: list[memoryview]) -> None:
         """Act on a message of the session."""
         if isinstance(envelope, Result):
-            self._write(payload)
-            self._written = time.monotonic()
-            if envelope.image or envelope.series:
-                self._gateway.metrics.delivered("mrd")
+            if self._is_new((envelope.series, envelope.image)):
+                self._deliver(envelope, payload)
         elif isinstance(envelope, Opened | Credit):
             self.feed.take(envelope)
+            self._check_feed()
             self._regulate()
         elif isinstance(envelope, Stats):
-            self._record(envelope.stats)
+            if self._is_new(_STATS):
+                self._record(envelope.stats)
+        elif isinstance(envelope, Failed) and envelope.reason == "device" and self._suspend(envelope.text):
+            return
         elif isinstance(envelope, Refused | Failed):
             self._condemn(envelope.text, envelope.reason)
             self._conclude()
         elif isinstance(envelope, End):
             self._conclude()
+
+    def _is_new(self, what: tuple[int, int]) -> bool:
+        """Whether the peer has not got this already, from a worker that went away afterwards."""
+        if self._skipped[what] > 0:
+            self._skipped[what] -= 1
+            return False
+        self._delivered[what] += 1
+        return True
+
+    def _deliver(self, result: Result, payload: list[memoryview]) -> None:
+        self._write(payload)
+        self._written = time.monotonic()
+        if result.image or result.series:
+            self._images += 1
+            self._gateway.metrics.delivered("mrd")
+
+    # --- when a worker goes away ---------------------------------------------------------------------------------------------
+
+    def _suspend(self, why: str) -> bool:
+        """Wait for another worker; false when the session cannot be taken up again."""
+        recovery, feed = self._gateway.recovery, self.feed
+        guilty = recovery.is_suspect(self)
+        if guilty or not feed.replayable or self._replays >= REPLAYS:
+            _log.error("session is not replayed", replays=self._replays, again=guilty, spooled=feed.replayable)
+            self._gateway.metrics.session_replayed("failed" if guilty else "impossible")
+            return False
+        _log.warning("session is replayed", why=why)
+        self._gateway.sessions.pop(feed.session, None)
+        self._replays += 1
+        feed.suspend()
+        if self._grammar.role is Role.SCAN:
+            text = (
+                "the reconstruction process ended and is replaced; what had arrived of this scan is reconstructed again"
+            )
+            self._write([reply_text("warning", text, self._grammar.dialect)])
+        recovery.enter(self)
+        return True
+
+    def resume(self) -> None:
+        """Ask for a new session in the place of the one whose worker went away."""
+        self._skipped = Counter(self._delivered)
+        self._gateway.sessions[self.feed.restart()] = self
+
+    def _check_feed(self) -> None:
+        """See whether a session that was taken up again is all right, or never will be."""
+        if self.feed.broken and self._phase in (Phase.TAKING, Phase.ENDING):
+            self._condemn(f"the worker went away, and the scan cannot be replayed: {self.feed.broken}", "device")
+            self._conclude()
+        elif self._gateway.recovery.is_suspect(self) and self.feed.settled:
+            self._recovered()
+
+    def _recovered(self) -> None:
+        self._gateway.metrics.session_replayed("resumed")
+        self._gateway.recovery.leave(self)
 
     def _record(self, stats: FrameStats) -> None:
         self._gateway.metrics.record_frame(stats, self._written)
@@ -349,6 +446,9 @@ class Connection(asyncio.BufferedProtocol):
     def _conclude(self) -> None:
         """Everything of the session was sent: say what went wrong, then CLOSE, and leave once the peer has said CLOSE too."""
         self._gateway.sessions.pop(self.feed.session, None)
+        if self._gateway.recovery.is_suspect(self) and not self._verdict:
+            self._recovered()
+        self._gateway.recovery.leave(self)
         self.feed.close()
         scan = self._grammar.role is Role.SCAN
         if self._verdict and scan:

@@ -19,6 +19,8 @@ from .bus import AsyncPort
 from .connection import Connection, ConnectionOptions, Phase
 from .envelope import Envelope, Result
 from .metrics import Metrics
+from .recovery import Recovery
+from .spooling import Spool
 
 __all__ = ["ConnectionOptions", "Gateway", "listen"]
 
@@ -60,10 +62,13 @@ class Gateway:
         *,
         options: ConnectionOptions | None = None,
         limits: Limits = DEFAULT_LIMITS,
+        spool: Spool | None = None,
     ) -> None:
         self.store, self.port, self.metrics, self.answer = store, port, metrics, answer
         self.options = options or ConnectionOptions()
         self.limits = limits
+        self.spool = spool
+        self.recovery = Recovery()
         self.connections: set[Connection] = set()
         self.sessions: dict[str, Connection] = {}
         """Connections by the session that they have on the bus."""
@@ -131,6 +136,7 @@ class Gateway:
         """A connection is gone."""
         self.connections.discard(connection)
         self.sessions.pop(connection.feed.session, None)
+        self.recovery.leave(connection)
 
     async def _watch(self) -> None:
         while True:

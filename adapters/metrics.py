@@ -93,6 +93,22 @@ FAMILIES = (
     Family("scanside_sessions_total", "counter", "sessions", ("outcome",), "Sessions that ended, by how they ended"),
     Family("scanside_queue_depth", "gauge", "entries", ("queue",), "Entries that wait in a queue now"),
     Family(
+        "scanside_sessions_replayed_total",
+        "counter",
+        "sessions",
+        ("outcome",),
+        "Sessions whose worker went away, by whether another one took them up",
+    ),
+    Family("scanside_spool_bytes", "gauge", "bytes", (), "Size of all spool files; 0 without a spool"),
+    Family("scanside_spool_free_bytes", "gauge", "bytes", (), "Free space on the disk of the spool; 0 without a spool"),
+    Family(
+        "scanside_spool_lost_total",
+        "counter",
+        "sessions",
+        ("reason",),
+        "Sessions that went on without their spool file: raise an alarm",
+    ),
+    Family(
         "scanside_engine_last_frame_timestamp_seconds",
         "gauge",
         "s since 1970",
@@ -201,10 +217,16 @@ class Metrics:
         self._active = self._metric(Gauge, "scanside_sessions_active")
         self._sessions = self._children(Counter, "scanside_sessions_total")
         self._queue = self._children(Gauge, "scanside_queue_depth")
+        self._replayed = self._children(Counter, "scanside_sessions_replayed_total")
+        self._spool_bytes = self._metric(Gauge, "scanside_spool_bytes")
+        self._spool_free = self._metric(Gauge, "scanside_spool_free_bytes")
+        self._spool_lost = self._children(Counter, "scanside_spool_lost_total")
         self._last_frame = self._metric(Gauge, "scanside_engine_last_frame_timestamp_seconds")
         self._metric(Gauge, "scanside_build_info").labels(**(installed_versions() if build is None else build)).set(1)
         for reason in _reasons(ScansideError):
             self._rejected.at(reason)  # a counter that starts at 0 shows its first event in rate()
+        for reason in ("behind", "disk"):
+            self._spool_lost.at(reason)
 
     def _metric(self, kind: Callable[..., M], name: str) -> M:
         family = _BY_NAME[name]
@@ -253,6 +275,19 @@ class Metrics:
         """Count a session that ended, by a fixed word for how."""
         self._active.dec()
         self._sessions.at(outcome).inc()
+
+    def session_replayed(self, outcome: str) -> None:
+        """Count a session whose worker went away: `resumed`, `failed` when it took a second one with it, `impossible`."""
+        self._replayed.at(outcome).inc()
+
+    def spool_lost(self, reason: str) -> None:
+        """Count a session that goes on without its spool file, by a fixed word for why."""
+        self._spool_lost.at(reason).inc()
+
+    def watch_spool(self, used: Callable[[], float], free: Callable[[], float]) -> None:
+        """Ask for the sizes, in bytes, at each scrape, from the scraping thread."""
+        self._spool_bytes.set_function(used)
+        self._spool_free.set_function(free)
 
     def watch_queue(self, queue: str, depth: Callable[[], float]) -> None:
         """Ask `depth` for the number of waiting entries at each scrape, from the scraping thread."""

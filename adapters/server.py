@@ -30,6 +30,7 @@ from .metrics import Metrics, MetricsServer
 from .photoacoustic_metrics import StreamWatch
 from .process import ENVIRONMENT, tune_process
 from .queries import answer_query
+from .spooling import Spool, SpoolOptions, default_folder
 
 __all__ = ["ServeOptions", "Server"]
 
@@ -69,6 +70,12 @@ class ServeOptions(msgspec.Struct, frozen=True, kw_only=True):
     """ZeroMQ endpoint for producers outside this process, such as tcp://127.0.0.1:9003."""
     record: Path | None = None
     """Folder into which photoacoustic streams are recorded."""
+    spool: Path | None = None
+    """Folder in which scans are kept until their images are out; None switches it off."""
+    spool_bytes: int = 20_000_000_000
+    """All spool files together."""
+    keep_raw: bool = False
+    """Keep the spool files of scans that ended well too, the newest as far as `spool_bytes` goes."""
     insecure: bool = False
     """Allow binds that other hosts can reach."""
     handshake_seconds: float = 10.0
@@ -102,6 +109,7 @@ class Server:
         self._http: MetricsServer | None = None
         self._thread: threading.Thread | None = None
         self._crew: _Crew | None = None
+        self._spool: Spool | None = None
         self._beat = time.monotonic()
         self._draining = False
         self._counted: dict[str, int] = {}
@@ -112,6 +120,7 @@ class Server:
         check_bind(f"tcp://{options.host}:{options.port}", insecure=options.insecure)
         tune_process()
         try:
+            self._start_spool()
             self._start_broker()
             self._start_gateway()
             self._start_metrics()
@@ -146,13 +155,15 @@ class Server:
             self._thread.join()
         if self._http is not None:
             self._http.stop()
+        if self._spool is not None:
+            self._spool.stop()
         if self._crew is not None:
             self._crew.stop()
         if self._broker is not None:
             self._broker.stop()
         if self._arena is not None:
             self._arena.close()
-        self._broker = self._crew = self._http = self._thread = self._arena = None
+        self._broker = self._crew = self._http = self._thread = self._arena = self._spool = None
 
     def wait(self) -> None:
         """Serve until SIGINT or SIGTERM."""
@@ -184,6 +195,9 @@ class Server:
             "gateway": self._gateway is not None and self.live(),
             "accepting": not self._draining and crew is not None,
         }
+        if self._spool is not None:
+            spool = self._spool.status()
+            checks["spool"] = not spool.trouble and not spool.behind
         return all(checks.values()), checks
 
     def live(self) -> bool:
@@ -196,9 +210,28 @@ class Server:
             raise ConfigError("the server has not been started")
         return part
 
+    def _start_spool(self) -> None:
+        options = self.options
+        if options.spool is None:
+            return
+        spool = Spool(
+            SpoolOptions(folder=options.spool, limit=options.spool_bytes, keep_raw=options.keep_raw),
+            self.metrics.spool_lost,
+        )
+        try:
+            spool.start()
+        except ConfigError as error:
+            if options.spool != default_folder():
+                raise
+            _log.warning("no spool", error=str(error))  # nobody has asked for it
+            return
+        self._spool = spool
+        self.metrics.watch_spool(lambda: spool.status().used, lambda: spool.status().free)
+        self.metrics.watch_queue("spool", lambda: len(spool))
+
     def _start_broker(self) -> None:
         binds = (self.options.bus,) if self.options.bus else ()
-        times = BrokerTimes(expiry=self.options.worker_seconds)
+        times = BrokerTimes(expiry=self.options.worker_seconds, first_worker=START_SECONDS)
         limits = self.store.get("default").limits
         broker = Broker(binds=binds, insecure=self.options.insecure, limits=limits, times=times)
         broker.observe(StreamWatch(self.metrics))
@@ -237,7 +270,9 @@ class Server:
         limits = self.store.get("default").limits
         broker = self._require(self._broker)
         self._port = AsyncPort(broker.context, self._from_bus, limits=limits, arena=self._arena, identity=broker.lender)
-        self._gateway = Gateway(self.store, self._port, self.metrics, self._answer, options=connections, limits=limits)
+        self._gateway = Gateway(
+            self.store, self._port, self.metrics, self._answer, options=connections, limits=limits, spool=self._spool
+        )
         self._heartbeat()
         return await self._gateway.start(options.host, options.port)
 

@@ -109,7 +109,8 @@ def run(arguments: argparse.Namespace, folder: Path) -> dict[str, object]:
     """All cases for scanside and, with --peer, for the peer directly after each."""
     rows: list[dict[str, object]] = []
     configure_logging("warning")
-    options = ServeOptions(port=0, metrics_port=0, threads=arguments.threads)
+    spool = None if arguments.no_spool else folder / "spool"
+    options = ServeOptions(port=0, metrics_port=0, threads=arguments.threads, spool=spool)
     with Server(options) as server, contextlib.ExitStack() as stack:
         servers = {"scanside": (server.port, "default.xml")}
         if arguments.peer:
@@ -167,6 +168,7 @@ def main() -> None:
     parser.add_argument("--coils", type=int, nargs="+", default=[8, 16, 32])
     parser.add_argument("--peer-coils", type=int, nargs="+", default=[8], help="coils with which the peer runs too")
     parser.add_argument("--threads", type=int, default=0, help="threads of the worker; 0: all cores")
+    parser.add_argument("--no-spool", action="store_true", help="keep nothing on disk while scans run")
     parser.add_argument("--effort", type=float, default=1.0, help="scales the number of repetitions")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--write", action="store_true", help="update docs/benchmarks.md")

@@ -7,6 +7,7 @@ import os
 import socket
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -101,6 +102,20 @@ class Wire:
     def close(self) -> None:
         """Hang up."""
         self.socket.close()
+
+
+def worker_of(pid: int) -> int:
+    """Process id of the first worker that the server in process `pid` has; 0 where it has none."""
+    children = {
+        entry for task in Path(f"/proc/{pid}/task").iterdir() for entry in (task / "children").read_text().split()
+    }
+    found = (int(child) for child in children if b"adapters.worker" in Path(f"/proc/{child}/cmdline").read_bytes())
+    return next(found, 0)
+
+
+@pytest.fixture(scope="session", name="worker_of")
+def _worker_of() -> Callable[[int], int]:
+    return worker_of
 
 
 @pytest.fixture(scope="session")
