@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import typer
 from scanside.engine.errors import ConfigError, ScansideError
@@ -21,8 +21,10 @@ from .cli_configs import config_app
 from .cli_parts import BUS, Configs, Values
 from .cli_parts import examples as _examples
 from .cli_photoacoustic import photoacoustic_app
+from .cli_serve import serve_app
+from .cli_spool import spool_app
 
-__all__ = ["compile_", "demo", "doctor", "main", "run", "send", "serve", "train"]
+__all__ = ["compile_", "demo", "doctor", "main", "run", "send", "train"]
 
 _UsageError: type[typer.BadParameter] = typer.BadParameter.__bases__[0]
 """What is raised for a wrong option, whichever package has the parser."""
@@ -91,7 +93,9 @@ app = typer.Typer(
         "scanside run -i scan.h5 -o out.h5              the same without a server",
     ),
 )
+app.add_typer(serve_app)
 app.add_typer(config_app, name="config")
+app.add_typer(spool_app, name="spool")
 app.add_typer(photoacoustic_app)
 
 _Png = Annotated[Path | None, typer.Option("--png", metavar="DIR", help="Write each image as a PNG into this folder.")]
@@ -117,79 +121,6 @@ def _version() -> str:
         return metadata.version("scanside")
     except metadata.PackageNotFoundError:
         return "(not installed)"
-
-
-@app.command(
-    epilog=_examples(
-        "scanside serve",
-        "scanside serve -H 0.0.0.0 --insecure -d mri/sense   on a closed network",
-        "scanside serve -p=9002 -v -l=/tmp/log --defaultConfig=openrecon",
-    )
-)
-def serve(
-    *,
-    port: Annotated[int, typer.Option("-p", "--port", min=0, max=65535, help="For scanners; 0: any free one.")] = 9002,
-    host: Annotated[str, typer.Option("-H", "--host", help="Address to listen on.")] = "127.0.0.1",
-    default: Annotated[
-        str | None,
-        typer.Option(
-            "-c",
-            "--config",
-            "-d",
-            "--default",
-            "--defaultConfig",
-            metavar="NAME",
-            help="Configuration for scans that ask for one that is not installed; without it they are refused.",
-        ),
-    ] = None,
-    configs: Configs = None,
-    dialect: Annotated[
-        Literal["auto", "gadgetron", "fire"], typer.Option(help="How consoles are spoken to; auto: by what they send.")
-    ] = "auto",
-    failure: Annotated[
-        Literal["close", "abort"],
-        typer.Option(help="How a failed session ends: with CLOSE, or (FIRE, OpenRecon) by dropping the connection."),
-    ] = "close",
-    workers: Annotated[int, typer.Option(min=1, max=64, help="Engine processes.")] = 1,
-    threads: Annotated[int, typer.Option(min=0, help="Processor threads per engine process; 0: all cores.")] = 0,
-    metrics_host: Annotated[str, typer.Option(help="Address of metrics and health checks.")] = "127.0.0.1",
-    metrics_port: Annotated[int, typer.Option(min=0, max=65535, help="Their port; 0: any free one.")] = 9091,
-    metrics: Annotated[bool, typer.Option(help="Serve metrics and health checks.")] = True,
-    bus: Annotated[
-        str | None, typer.Option(metavar="ENDPOINT", help="ZeroMQ endpoint for other producers, tcp://127.0.0.1:9003.")
-    ] = None,
-    record: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Record photoacoustic streams here, as IPASC files.")
-    ] = None,
-    insecure: Annotated[bool, typer.Option("--insecure", help="Allow addresses that other hosts can reach.")] = False,
-    idle: Annotated[float, typer.Option(min=0, metavar="SECONDS", help="End silent sessions after; 0: never.")] = 0.0,
-    verbose: Annotated[bool, typer.Option("-v", "--verbose", help="Log more.")] = False,
-    logfile: Annotated[Path | None, typer.Option("-l", "--logfile", help="Append the log to this file.")] = None,
-) -> None:
-    """Wait for scanners and reconstruct what they send."""
-    from .commands.serve import run_server
-    from .logs import configure_logging
-    from .server import ServeOptions
-
-    configure_logging("debug" if verbose else "info", logfile)
-    run_server(
-        ServeOptions(
-            host=host,
-            port=port,
-            default_config=default,
-            config_folders=tuple(configs or ()),
-            dialect=dialect,
-            failure=failure,
-            workers=workers,
-            threads=threads,
-            metrics_host=metrics_host,
-            metrics_port=metrics_port if metrics else None,
-            bus=bus,
-            record=record,
-            insecure=insecure,
-            idle_seconds=idle,
-        )
-    )
 
 
 @app.command(

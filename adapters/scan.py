@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 
 import msgspec
 import numpy as np
-from scanside.engine.config import ConfigStore, SystemConfig
-from scanside.engine.errors import PeerError, ScansideError
+from scanside.engine.config import ConfigStore, SystemConfig, Value, with_overrides
+from scanside.engine.errors import ConfigError, PeerError, ScansideError
 from scanside.engine.headers import AcquisitionFlag, has_flag
 from scanside.engine.messages import (
     AcquisitionBatch,
@@ -29,7 +29,7 @@ from .mrd_framing import Frame
 from .mrd_header import parse_header
 from .mrd_lengths import MessageId
 
-__all__ = ["NOISE", "ROLE", "Reply", "Scan"]
+__all__ = ["NOISE", "ROLE", "Reply", "Scan", "scan_for"]
 
 ROLE, NOISE = "scanside.role", "scanside.noise"
 """Parameters of a bus session that say what it is for, and which noise measurement it asks about."""
@@ -221,6 +221,22 @@ class Scan:
     def _noise_answer(self) -> dict[str, list[str]]:
         model = self._noise.get(self._noise_id)
         return {"status": ["failed"]} if model is None else model.dependency_answer()
+
+
+def scan_for(
+    store: ConfigStore, config: str, parameters: Mapping[str, Value], dialect: str, noise: NoiseStore, threads: int
+) -> Scan:
+    """The scan of a session of the bus; the words are those of its `open`.
+
+    Raises ConfigError for a name, key or value that is not possible, ValueError for a role or dialect that is none.
+    """
+    values = dict(parameters)
+    role, noise_id = Role(str(values.pop(ROLE, Role.SCAN))), str(values.pop(NOISE, ""))
+    chosen = with_overrides(store.get(config), values, source="parameters of the session")
+    if chosen.kind != "mri":
+        raise ConfigError(f"{chosen.name} is for photoacoustic streams, not for MRI; choose another, e.g. default")
+    spoken = Dialect(dialect or Dialect.GADGETRON)
+    return Scan(chosen, store, noise, role=role, noise_id=noise_id, dialect=spoken, threads=threads)
 
 
 def _subset(batch: AcquisitionBatch, chosen: np.ndarray) -> AcquisitionBatch:

@@ -22,7 +22,7 @@ import structlog
 import torch
 import zmq
 from scanside.engine.config import ConfigStore, Value, with_overrides
-from scanside.engine.errors import ConfigError, PeerError, ScansideError
+from scanside.engine.errors import PeerError, ScansideError
 from scanside.engine.messages import EndOfScan, Event, Message, PhotoacousticFrame, PhotoacousticHeader
 from scanside.engine.simulation.scan import simulate_scan
 from scanside.engine.streaming.photoacoustic import PhotoacousticSession
@@ -31,13 +31,12 @@ from scanside.engine.streaming.session import NoiseStore, Session
 from .arena import ArenaView
 from .bus import WorkerPort
 from .envelope import Adjust, Data, End, Envelope, Failed, Open, Reason
-from .grammar import Dialect, Role
 from .logs import configure_logging
 from .mrd_framing import Frame, Framer
 from .mrd_lengths import MessageId
 from .photoacoustic_scan import PhotoacousticScan
 from .process import require_environment, settle_collector, tune_process
-from .scan import NOISE, ROLE, Reply, Scan
+from .scan import Reply, Scan, scan_for
 
 __all__ = ["Worker", "main", "warm_up"]
 
@@ -219,16 +218,13 @@ class Worker:
         runner.start()
 
     def _scan(self, request: Open) -> _AnyScan:
-        values: dict[str, Value] = dict(request.parameters)
         if request.adapter == "pat":
+            values: dict[str, Value] = dict(request.parameters)
             config = with_overrides(self.store.get(request.config), values, source="parameters of the session")
             return PhotoacousticScan(config, threads=self.threads, record=self._record)
-        role, noise = Role(str(values.pop(ROLE, Role.SCAN))), str(values.pop(NOISE, ""))
-        config = with_overrides(self.store.get(request.config), values, source="parameters of the session")
-        if config.kind != "mri":
-            raise ConfigError(f"{config.name} is for photoacoustic streams, not for MRI; choose another, e.g. default")
-        dialect = Dialect(request.dialect or Dialect.GADGETRON)
-        return Scan(config, self.store, self.noise, role=role, noise_id=noise, dialect=dialect, threads=self.threads)
+        return scan_for(
+            self.store, request.config, request.parameters, request.dialect, self.noise, threads=self.threads
+        )
 
 
 def _kept(frame: Frame) -> Frame:

@@ -174,9 +174,13 @@ def open_scan(path: str | Path, group: str = "dataset") -> ScanFile:
 
 
 def write_scan(
-    path: str | Path, header: ScanHeader, batches: Iterable[AcquisitionBatch], group: str = "dataset"
+    path: str | Path,
+    header: ScanHeader,
+    batches: Iterable[AcquisitionBatch],
+    group: str = "dataset",
+    waveforms: Iterable[WaveformRecord] = (),
 ) -> int:
-    """Write a scan to a new group of a new or existing file; returns the number of readouts.
+    """Write a scan to a new group of a new or existing file, waveforms after readouts; returns the number of readouts.
 
     The header goes out as received (`header.xml`), or built from its fields where it has none. Raises ConfigError when the
     group is already there, DeliveryError when the file cannot be written.
@@ -188,6 +192,12 @@ def write_scan(
             data.resize(written + len(batch), axis=0)
             data[written : written + len(batch)] = _rows(batch)
             written += len(batch)
+        records = list(waveforms)
+        if records:
+            rows = np.empty(len(records), _WAVEFORM)
+            for place, record in enumerate(records):
+                rows["head"][place], rows["data"][place] = record.header, record.samples.ravel()
+            target.create_dataset("waveforms", data=rows)
     return written
 
 

@@ -370,6 +370,7 @@ def test_serve_says_where_it_listens_and_ends_on_sigterm(tmp_path: Path) -> None
 def test_serve_offers_every_setting_of_the_server() -> None:
     offered = {"host", "port", "default_config", "config_folders", "dialect", "failure", "workers", "threads"}
     offered |= {"metrics_host", "metrics_port", "bus", "record", "insecure", "idle_seconds"}
+    offered |= {"spool", "spool_bytes", "keep_raw"}
     fixed = {"handshake_seconds", "worker_seconds", "drain_seconds"}
     assert set(ServeOptions.__struct_fields__) == offered | fixed
 
