@@ -218,12 +218,18 @@ class Server:
             SpoolOptions(folder=options.spool, limit=options.spool_bytes, keep_raw=options.keep_raw),
             self.metrics.spool_lost,
         )
+        asked = options.spool != default_folder()
         try:
             spool.start()
         except ConfigError as error:
-            if options.spool != default_folder():
+            if asked:
                 raise
-            _log.warning("no spool", error=str(error))  # nobody has asked for it
+            _log.warning("no spool", error=str(error))
+            return
+        trouble = spool.status().trouble
+        if trouble and not asked:  # nobody who has never heard of a spool should lose scans to it
+            _log.warning("no spool", error=trouble)
+            spool.stop()
             return
         self._spool = spool
         self.metrics.watch_spool(lambda: spool.status().used, lambda: spool.status().free)

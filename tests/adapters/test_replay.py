@@ -73,8 +73,18 @@ class Spooling:
         """Process id of the worker; 0 while there is none."""
         return self._worker_of(self._server.pid)
 
+    @property
+    def ready(self) -> bool:
+        return '"ready":true' in self.get("/readyz")
+
     def kill(self) -> None:
         os.kill(self.worker, signal.SIGKILL)
+
+    def wait_for_another(self, worker: int) -> None:
+        """Until the successor of the worker that was killed takes sessions."""
+        assert soon(lambda: self.worker not in (0, worker))
+        time.sleep(0.5)  # the bus hears of the end of the one before the start of the other
+        assert soon(lambda: self.ready)
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +97,7 @@ def server_of_its_own(tmp_path_factory: pytest.TempPathFactory, worker_of: Calla
 @pytest.fixture
 def spooling(server_of_its_own: Spooling) -> Spooling:
     """The server, ready, with nothing in its spool."""
-    assert soon(lambda: '"ready":true' in server_of_its_own.get("/readyz"))
+    assert soon(lambda: server_of_its_own.ready)
     for path in server_of_its_own.files:
         path.unlink()
     return server_of_its_own
@@ -150,10 +160,11 @@ def test_a_scan_that_ends_every_worker_fails_and_takes_nobody_with_it(
     poison, bad = scan_bytes(128, 8, 2, 1), connect(spooling.port)
     session = poison.session("mri/cartesian").removeprefix(mrd.encode_config_file("mri/cartesian"))
     bad.send(mrd.encode_config_text(SLOW), session)
-    for _ in range(2):  # while it computes, which takes it minutes
-        assert soon(lambda: working(spooling.worker))
+    for _ in range(2):  # while it computes, which takes many times as long
+        worker, before = spooling.worker, processor_time(spooling.worker)
+        assert soon(lambda worker=worker, before=before: processor_time(worker) > before + 0.5)
         spooling.kill()
-        assert soon(lambda: not working(spooling.worker))
+        spooling.wait_for_another(worker)
     bad.finish(PATIENCE)
     assert "worker" in bad.texts[-1]
     assert not bad.images
@@ -163,18 +174,10 @@ def test_a_scan_that_ends_every_worker_fails_and_takes_nobody_with_it(
     assert soon(lambda: len(spooling.files) == 1 and not in_use(spooling.files[0]))
 
 
-def working(pid: int) -> bool:
-    """Whether a session has computed for a while in the worker of this process id."""
-    if not pid:
-        return False
-    for task in Path(f"/proc/{pid}/task").iterdir():
-        try:
-            name, _, fields = (task / "stat").read_text().partition("(")[2].rpartition(")")
-        except OSError:  # it has just ended
-            continue
-        if name.startswith("session-") and int(fields.split()[11]) > 30:  # hundredths of a second
-            return True
-    return False
+def processor_time(pid: int) -> float:
+    """Seconds that a process has computed."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return int(fields[11]) / os.sysconf("SC_CLK_TCK")
 
 
 def test_a_client_that_leaves_while_its_scan_waits_for_a_worker_costs_nothing(
