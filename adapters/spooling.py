@@ -35,7 +35,7 @@ COMMIT_SECONDS = 0.02
 """Pause between two commits to the disk."""
 TIDY_SECONDS = 1.0
 """Between two looks at sizes and free space."""
-QUEUE_BYTES = 64 << 20
+QUEUE_BYTES = 128 << 20
 """Waiting to be written; a session for which there is no room left in this goes on without its file."""
 MOST_FILES = 1000
 """Files of sessions that are over; the oldest go first."""

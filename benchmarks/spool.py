@@ -32,6 +32,10 @@ CASES = (
     ("receive only", 20, 0.0, 3, "null"),
 )
 COILS = 8
+PATIENCE = 40.0
+"""Seconds after which something has gone wrong."""
+PACE = 0.001
+"""Seconds between the readouts of the scan whose worker is killed."""
 KILLED_AFTER = (256, 2560)
 """Readouts after which the worker is killed."""
 
@@ -77,17 +81,18 @@ def stand_still(scans: Path, spool: Path) -> list[dict[str, float]]:
         for count in KILLED_AFTER:
             with socket.create_connection(("127.0.0.1", server.port)) as sock:
                 framer = Framer()
-                sock.sendall(
-                    mrd.encode_config_file("default.xml") + mrd.encode_header(xml) + b"".join(messages[:count])
-                )
-                images(sock, framer, count // 256)
+                sock.settimeout(PATIENCE)
+                sock.sendall(mrd.encode_config_file("default.xml") + mrd.encode_header(xml))
+                for first in range(0, count, 256):
+                    for message in messages[first : first + 256]:
+                        sock.sendall(message)
+                        time.sleep(PACE)
+                    images(sock, framer, 1)
                 os.kill(worker(), signal.SIGKILL)
                 killed = time.monotonic()
                 sock.sendall(b"".join(messages[count : count + 256]))
-                while server.ready()[0]:
-                    time.sleep(0.001)
-                while not server.ready()[0]:
-                    time.sleep(0.001)
+                wait_until(server, ready=False)
+                wait_until(server, ready=True)
                 ready = time.monotonic()
                 images(sock, framer, 1)
                 rows.append({"readouts": count, "worker_s": ready - killed, "replay_s": time.monotonic() - ready})
@@ -95,11 +100,23 @@ def stand_still(scans: Path, spool: Path) -> list[dict[str, float]]:
     return rows
 
 
+def wait_until(server: Server, *, ready: bool) -> None:
+    """Wait until the server is ready, or is not."""
+    deadline = time.monotonic() + PATIENCE
+    while server.ready()[0] != ready:
+        if time.monotonic() > deadline:
+            raise SystemExit(f"the server was not {'ready' if ready else 'without a worker'} within {PATIENCE:g} s")
+        time.sleep(0.001)
+
+
 def images(sock: socket.socket, framer: Framer, count: int) -> None:
     """Wait for so many images."""
     found = 0
     while found < count:
-        frames = framer.feed(sock.recv(1 << 20))
+        data = sock.recv(1 << 20)
+        if not data:
+            raise SystemExit("the server closed the connection")
+        frames = framer.feed(data)
         found += sum(frame.count for frame in frames if frame.id == mrd.MessageId.IMAGE)
 
 
