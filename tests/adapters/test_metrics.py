@@ -75,6 +75,7 @@ def test_the_registry_holds_every_metric_of_the_table_and_no_other() -> None:
     metrics.session_opened()
     metrics.session_closed("complete")
     metrics.watch_queue("outbox", lambda: 3)
+    metrics.session_replayed("resumed")
     found = {}
     for family in metrics.registry.collect():
         name = family.name + ("_total" if family.type == "counter" else "")
