@@ -3,11 +3,11 @@
     python benchmarks/acceptance_neighbor.py [--rows "5 grammar" ...] [--json FILE] [--write]
 
 A healthy scanner in a process of its own sends frames without a pause, a readout every 0.5 ms. Beside it, seconds of quiet and
-seconds with the fault take turns: peers that misbehave in the ways of that row come one after another, ten a second. Each of
-those is a process of lowest priority here, since in life it has a processor of its own. Latency is from the hand-over of a
-frame's last readout until its image is whole. The rise is that of the 99th percentile; its interval holds 95 % of 2000
-samples that draw seconds anew. Where it reaches both sides of 10 %, the rise is not resolved. Two rows are for comparison:
-`nothing` has no peers at all, `healthy` has peers that send a whole scan and do nothing wrong.
+seconds with a fault take turns, the faults of one run in turn as well: peers that misbehave in the ways of that row come one
+after another, at most ten a second. They have the lowest priority, since in life they have a processor of their own. Latency
+is from the hand-over of a frame's last readout until its image is whole. The rise is that of the 99th percentile; its interval
+holds 95 % of 2000 samples that draw seconds anew. Where it reaches both sides of 10 %, the rise is not resolved. Two rows are
+for comparison: `nothing` has no peers at all, `healthy` has peers that send a whole scan and do nothing wrong.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ from scanside.engine.simulation.scan import simulate_scan
 
 __all__ = ["Neighbor"]
 
-MATRIX, COILS, INTERVAL = 48, 8, 0.0005
+MATRIX, COILS, INTERVAL = 32, 8, 0.0005
 """Of the neighbor's frames; seconds between readouts."""
-SESSION_FRAMES, FIRST_FRAMES = 150, 2
+SESSION_FRAMES, FIRST_FRAMES = 200, 2
 """Frames of a session of the neighbor; at its beginning, what is set up once counts as well and is left out."""
-PAIRS, WINDOW, SETTLE, PERIOD = 12, 1.0, 0.05, 0.1
-"""Quiet and faulty seconds for each row; their length; what is left out at their beginning; between two peers. In s."""
+ROUNDS, WINDOW, SETTLE, PERIOD = 12, 1.0, 0.05, 0.1
+"""Faulty windows for each row; their length; what is left out at their beginning; between two peers. In s."""
 SAMPLES, LEVEL, MOST = 2000, 0.99, 10.0
 """Of the interval; the percentile; the rise of it that is allowed, percent."""
 NOTHING, HEALTHY = "nothing", "healthy"
@@ -110,15 +110,22 @@ def misbehave(port: int, sessions: list[list[bytes]], pause: float, until: float
     return count
 
 
-def peers(row: str, port: int, starts: list[float], counted: multiprocessing.Queue[int]) -> None:
-    """All peers of a row, in a process of lowest priority: from each of the times on, for a window."""
+def peers(rows: list[str], port: int, begin: float, counted: multiprocessing.Queue[list[int]]) -> None:
+    """All peers of all rows, in a process of lowest priority: a quiet window, then one with the fault, row after row."""
     os.nice(19)
-    sessions, pause = sessions_of(row)
-    count = 0
-    for start in starts:
+    sessions = [sessions_of(row) for row in rows]
+    counts = [0] * len(rows)
+    for number, start in enumerate(_starts(begin, len(rows))):
+        row = number % len(rows)
         time.sleep(max(0.0, start - time.monotonic()))
-        count = misbehave(port, sessions, pause, start + WINDOW, count)
-    counted.put(count)
+        if rows[row] != NOTHING:
+            counts[row] = misbehave(port, *sessions[row], start + WINDOW, counts[row])
+    counted.put(counts)
+
+
+def _starts(begin: float, rows: int) -> list[float]:
+    """When the windows with faults begin; each has a quiet one before it."""
+    return [begin + (2 * number + 1) * WINDOW for number in range(ROUNDS * rows)]
 
 
 def sessions_of(row: str) -> tuple[list[list[bytes]], float]:
@@ -131,7 +138,7 @@ def sessions_of(row: str) -> tuple[list[list[bytes]], float]:
         opening, *lines = whole
         cut = [line[at : at + 997] for line in lines for at in range(0, len(line), 997)]
         return [[opening, *cut]], 0.0005
-    if row == HEALTHY:
+    if row in (HEALTHY, NOTHING):
         return [whole], 0.0005
     return faults.sessions()[row], 0.0
 
@@ -163,26 +170,29 @@ class Row:
         return "at most 10 %" if self.interval[1] <= MOST else "not resolved"
 
 
-def compare(port: int, row: str) -> Row:
-    """Measure one row."""
+def compare(port: int, rows: list[str]) -> list[Row]:
+    """Measure some rows in one run, which share their quiet windows."""
     context = multiprocessing.get_context("spawn")
-    counted: multiprocessing.Queue[int] = context.Queue()
+    counted: multiprocessing.Queue[list[int]] = context.Queue()
     with Neighbor(port) as healthy:
-        begin = time.monotonic() + 6.0  # both processes have loaded what they need, and the neighbor scans
-        starts = [begin + (2 * number + 1) * WINDOW for number in range(PAIRS)]
-        others = context.Process(target=peers, args=(row, port, starts, counted))
-        if row != NOTHING:
-            others.start()
+        begin = time.monotonic() + 7.0  # both processes have loaded what they need, and the neighbor scans
+        starts = _starts(begin, len(rows))
+        context.Process(target=peers, args=(rows, port, begin, counted)).start()
         time.sleep(starts[-1] + WINDOW - time.monotonic())
-    count = counted.get(timeout=60) if row != NOTHING else 0
-    quiet, beside = (_windows(healthy.frames, [start - back for start in starts]) for back in (WINDOW, 0.0))
-    rise = _rise(quiet, beside)
+    counts = counted.get(timeout=60)
+    quiet = _windows(healthy.frames, [start - WINDOW for start in starts])
+    faulty = [_windows(healthy.frames, starts[place :: len(rows)]) for place in range(len(rows))]
+    lost = healthy.lost, len(healthy.texts)
+    return [_row(*values, quiet, lost) for values in zip(rows, counts, faulty, strict=True)]
+
+
+def _row(name: str, count: int, beside: list[np.ndarray], quiet: list[np.ndarray], lost: tuple[int, int]) -> Row:
     rng = np.random.default_rng(0)
     draws = [_rise(_drawn(quiet, rng), _drawn(beside, rng)) for _ in range(SAMPLES)]
     low, high = np.quantile(draws, [0.025, 0.975])
     sizes = (sum(map(len, quiet)), sum(map(len, beside)))
     ends = _percentiles(quiet), _percentiles(beside)
-    return Row(row, count, sizes, *ends, rise, (float(low), float(high)), healthy.lost, len(healthy.texts))
+    return Row(name, count, sizes, *ends, _rise(quiet, beside), (float(low), float(high)), *lost)
 
 
 def _windows(frames: Frames, starts: list[float]) -> list[np.ndarray]:
@@ -238,9 +248,9 @@ def main() -> int:
     if arguments.rows:
         with WatchedServer() as server:
             port = server.wait_ready()
-            for name in arguments.rows:
-                rows[name] = dataclasses.asdict(compare(port, name))
-                print(rows[name], flush=True)
+            for row in compare(port, arguments.rows):
+                rows[row.name] = dataclasses.asdict(row)
+                print(rows[row.name], row.verdict, flush=True)
     found = [rows[name] for name in names if name in rows]
     if arguments.json is not None:
         arguments.json.write_text(json.dumps(found, indent=1))

@@ -152,7 +152,7 @@ def _half_pixel(shape: Sequence[int], device: torch.device) -> Tensor:
     There BART has its pixels, and with so few of them their places decide how bright the brightest is.
     """
     places = torch.meshgrid([torch.arange(size, device=device) for size in shape], indexing="ij")
-    return 1.0 - 2.0 * (sum(places) % 2)
+    return 1.0 - 2.0 * (torch.stack(places).sum(0) % 2)
 
 
 def _sampled_center(mask: Tensor) -> tuple[slice, slice, slice]:
