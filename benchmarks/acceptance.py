@@ -1,6 +1,6 @@
 """What the server must do, against a real `scanside serve` on free ports and clients that are not ours.
 
-    python benchmarks/acceptance.py [--data DIR] [--tools DIR] [--only images|hostile] [--write]
+    python benchmarks/acceptance.py [--data DIR] [--tools DIR] [--only images|hostile] [--json FILE] [--write]
 
 Images: the scan of the demo, scanner data of the data folder, and scans of Debian's ismrmrd-tools, sent by the PyPI package
 `ismrmrd` (its stock client script from --tools, and its serializer keeping the images) and by `gadgetron_ismrmrd_client`
@@ -16,6 +16,7 @@ said so. Examples:
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import sys
 import tempfile
@@ -67,6 +68,18 @@ def report(checks: Checks, seconds: float) -> str:
     )
 
 
+def merge(checks: Checks, seconds: float, arguments: argparse.Namespace) -> float:
+    """Keep the results of this part, and take those of the other one; returns the seconds of both."""
+    kept = json.loads(arguments.json.read_text()) if arguments.json.exists() else {}
+    kept[arguments.only or "all"] = {"seconds": seconds, "rows": checks.rows}
+    arguments.json.write_text(json.dumps(kept, indent=1))
+    parts = [kept[name] for name in ("images", "hostile") if arguments.only and name in kept]
+    if parts:
+        checks.rows = [tuple(row) for part in parts for row in part["rows"]]
+        seconds = sum(part["seconds"] for part in parts)
+    return seconds
+
+
 def main() -> int:
     """Command line."""
     root = Path(__file__).resolve().parent.parent
@@ -76,12 +89,18 @@ def main() -> int:
     parser.add_argument("--data", type=Path, default=data, help="folder of scanner data (SCANSIDE_DATA)")
     parser.add_argument("--tools", type=Path, default=shared / "tools", help="folder with pypi_ismrmrd_client.py")
     parser.add_argument("--only", choices=("images", "hostile"), help="one half of the checks")
+    parser.add_argument(
+        "--json", type=Path, help="file of results; with --only, those of the other half stay as they are there"
+    )
     parser.add_argument("--write", action="store_true", help="update docs/acceptance.md and the picture beside it")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     checks, begun = Checks(), time.monotonic()
     run(arguments, checks, root)
-    section = report(checks, time.monotonic() - begun)
+    seconds = time.monotonic() - begun
+    if arguments.json is not None:
+        seconds = merge(checks, seconds, arguments)
+    section = report(checks, seconds)
     print(section.partition("\n")[0])
     if arguments.write:
         path = root / "docs" / "acceptance.md"

@@ -62,7 +62,7 @@ class Hostile:
                 part()
             for thread in slow:
                 thread.join()
-        lost = beside.sent - len(beside.latencies)
+        lost = beside.lost
         self.add("neighbor", "loses no frame and hears of nothing", lost == 0 and not beside.texts,
                  f"{lost} of {beside.sent} frames lost, {len(beside.texts)} texts")  # fmt: skip
         self.connections()
