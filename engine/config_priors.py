@@ -93,10 +93,11 @@ class PriorConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
 class DataConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """How the estimate is brought into agreement with what was measured."""
 
-    kind: Literal["none", "hard", "sense", "proximal", "gradient", "replace", "deconvolve"] = "proximal"
+    kind: Literal["none", "hard", "sense", "proximal", "gradient", "replace", "complete", "deconvolve"] = "proximal"
     """`hard`: measured k-space of each coil takes its place; `sense`: the same with coil maps round it; `proximal`: the
     regularized least-squares image next to the estimate, in closed form where there is one, else by conjugate gradients;
-    `replace`: measured rows of a state that is data itself; `deconvolve`: those rows were seen through a transducer."""
+    `replace`: measured rows of a state that is data itself; `complete`: of the rows that an image predicts for a full ring
+    the measured ones take their place, their neighbours follow; `deconvolve`: those rows were seen through a transducer."""
     iterations: Count = 4
     """Of conjugate gradients."""
     weight: Amount = 1.0
@@ -216,6 +217,8 @@ class TrainingConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     """Through the loop: fewest and most steps of a run, whatever `sampler.levels` says."""
     scenes: Annotated[int, msgspec.Meta(ge=2, le=100000)] = 800
     """Photoacoustics: simulated scenes to train on."""
+    flawed: Share = 0.0
+    """Photoacoustics: share of the scenes with what no model knows: uneven views, motion, echoes, a probe off its circle."""
     images: Annotated[int, msgspec.Meta(ge=0)] = 0
     """Train on the first so many images only; 0: on all."""
     hankel_window: Annotated[int, msgspec.Meta(ge=0, le=32)] = 0

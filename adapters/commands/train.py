@@ -203,7 +203,7 @@ def _scenes(config: SystemConfig, where: Console) -> list[Recorded]:
     """Simulated scenes; takes about 50 ms each."""
     count, domain = config.training.scenes, domain_of(config.stages)
     with progress_bar(where, "scenes") as progress:
-        made = simulate(count, config.training.seed, domain)
+        made = simulate(count, config.training.seed, domain, flawed=config.training.flawed)
         return list(progress.track(made, total=count, description=f"simulating {config.name}"))
 
 

@@ -19,10 +19,20 @@ from .linear import LinearOperator
 from .photoacoustic import TimeMatrix, TimeOfFlight
 from .photoacoustic_geometry import DetectorArray, PixelGrid, TimeAxis
 
-__all__ = ["BeamformedOperator", "completed", "full_ring", "ramp_matrix", "ring_density", "views_needed"]
+__all__ = [
+    "BeamformedOperator",
+    "completed",
+    "full_ring",
+    "interpolation",
+    "ramp_matrix",
+    "ring_density",
+    "views_needed",
+]
 
 _GREATEST_GAP = np.pi / 5
 """Views further apart than this (radians) are not interpolated between: that is limited view, not sparse view."""
+_ROLL_OFF = (0.38, 0.48)
+"""Cycles per sample between which the ramp falls to 0: signals are band-passed below, and above it would raise noise only."""
 
 
 class BeamformedOperator(LinearOperator):
@@ -46,6 +56,12 @@ class BeamformedOperator(LinearOperator):
     def _backward(self, y: Tensor) -> Tensor:
         return self._product.H(y)
 
+    def part(self, chosen: np.ndarray) -> BeamformedOperator:
+        """Of some of the elements: boolean (element,), or their numbers."""
+        array = self.array
+        kept = DetectorArray(array.positions[chosen], array.orientations[chosen], array.weights[chosen])
+        return BeamformedOperator(kept, self.grid, self.time)
+
     def back(self, signals: Tensor) -> Tensor:
         """Delay-and-sum, the mean over the elements."""
         return self._sums.H(signals) / self._alive
@@ -60,10 +76,12 @@ def ramp_matrix(samples: int, pixel: float) -> Tensor:
     """F: float32 (samples, samples), symmetric; multiplies the frequency of nu cycles per sample by pi |nu| pixel^2 / sinc^4(nu).
 
     pixel: side of a pixel in samples of sound. The mean over all directions of delta(n r) is 1 / (pi |r|), with spectrum 2 / |k|;
-    the two linear interpolations, of S and of delay-and-sum, take away sinc^2 each.
+    the two linear interpolations, of S and of delay-and-sum, take away sinc^2 each. It ends below the greatest frequency, see
+    `_ROLL_OFF`.
     """
     frequencies = np.fft.rfftfreq(4 * samples)
-    response = np.pi * frequencies * pixel**2 / np.sinc(frequencies) ** 4
+    above = np.clip((frequencies - _ROLL_OFF[0]) / (_ROLL_OFF[1] - _ROLL_OFF[0]), 0, 1)
+    response = np.pi * frequencies * pixel**2 / np.sinc(frequencies) ** 4 * np.cos(above * np.pi / 2) ** 2
     taps = np.fft.irfft(response, 4 * samples)
     lag = np.arange(samples)
     return torch.from_numpy(taps[np.abs(lag[:, None] - lag)].astype(np.float32))
@@ -81,12 +99,21 @@ def completed(signals: Tensor, measured: Tensor, *, cubic: bool = False) -> Tens
     signals: (..., element, samples); measured: boolean (element,), the ring closes. Rows between neighbours further apart than
     36 degrees are 0.
     """
-    count, known = len(measured), np.flatnonzero(measured.numpy())
+    return interpolation(measured, cubic=cubic).to(signals) @ signals[..., measured, :]
+
+
+def interpolation(measured: Tensor, *, cubic: bool = False) -> Tensor:
+    """The matrix of `completed`: float32 (element, measured element), not to be written to."""
+    return _interpolation(measured.numpy().tobytes(), cubic)
+
+
+@functools.lru_cache(maxsize=16)
+def _interpolation(measured: bytes, cubic: bool) -> Tensor:  # noqa: FBT001
+    count, known = len(measured), np.flatnonzero(np.frombuffer(measured, np.bool_))
     if not len(known):
-        return torch.zeros_like(signals)
+        return torch.zeros(count, 0)
     table = _cubic_weights(count, known) if cubic else _linear_weights(count, known)
-    weights = torch.from_numpy(table.astype(np.float32)).to(signals)
-    return weights @ signals[..., known, :]
+    return torch.from_numpy(table.astype(np.float32))
 
 
 def _gaps(count: int, known: np.ndarray) -> np.ndarray:

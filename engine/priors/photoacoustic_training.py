@@ -16,13 +16,13 @@ from torch import Tensor
 
 from ..config_priors import DataConfig, SamplerConfig, StageConfig, TrainingConfig
 from ..operators.photoacoustic_geometry import DetectorArray, PixelGrid, TimeAxis
-from ..operators.photoacoustic_views import BeamformedOperator, completed, ring_density
+from ..operators.photoacoustic_views import BeamformedOperator, completed
 from ..samplers.photoacoustic import (
     LEVEL,
-    ModelConsistency,
     RowConsistency,
     SpectralConsistency,
     domain_of,
+    image_consistency,
     padded,
     photoacoustic_program,
     row_conditions,
@@ -30,6 +30,7 @@ from ..samplers.photoacoustic import (
     transducer_response,
     wiener,
 )
+from ..simulation.photoacoustic_flaws import random_flaws
 from ..simulation.photoacoustic_scenes import Recorded, random_ring, random_scene, record
 from .denoiser import Denoiser
 from .training import Trainer
@@ -39,16 +40,23 @@ __all__ = ["PhotoacousticTrainer", "Task", "ring_geometry", "simulate"]
 _NOISE = 0.25
 """Greatest noise of a sample, over the root mean square of the signals."""
 _PIXELS = 128
-_SPARSE, _LIMITED = 0.65, 0.35
+_SPARSE = 0.6
+"""Share of the measurements from every n-th element, the others being from arcs."""
+_GOLDEN = 0.618034
 
 
-def simulate(count: int, seed: int, domain: str) -> Iterator[Recorded]:
-    """`count` scenes as rings hear them. domain: `image` has fewer elements and samples, to fit images of 128 x 128."""
+def simulate(count: int, seed: int, domain: str, *, flawed: float = 0.0) -> Iterator[Recorded]:
+    """`count` scenes as rings hear them, a share of them with flaws that no model of the ring knows.
+
+    domain: `image` has fewer elements and samples, to fit images of 128 x 128.
+    """
     elements, samples = (320, 160) if domain == "image" else (512, 256)
     for number in range(count):
         rng = np.random.default_rng((seed, number))
         ring = random_ring(rng, elements=elements, samples=samples)
-        yield record(rng, ring, random_scene(rng, ring.view_m))
+        scene = random_scene(rng, ring.view_m)
+        flaws = random_flaws(rng, elements, samples) if number * _GOLDEN % 1 < flawed else None
+        yield record(rng, ring, scene, flaws)
 
 
 def ring_geometry(recorded: Recorded, pixels: int) -> tuple[DetectorArray, PixelGrid, TimeAxis]:
@@ -181,10 +189,9 @@ class PhotoacousticTrainer(Trainer):
         start = full.back(completed(signals, measured))
         factor = scale_of(start)
         raw = full.back(torch.from_numpy(recorded.signals))
-        part = BeamformedOperator(DetectorArray.at(array.positions[measured.numpy()]), grid, time)
-        heard = factor * signals[measured]
-        ring = ring_density(measured)
-        return Task(factor * raw, factor * start, None, lambda config: ModelConsistency(part, heard, config, ring=ring))
+        part = full.part(measured.numpy())
+        consistency = image_consistency(full, part, factor * signals, factor * start, measured)
+        return Task(factor * raw, factor * start, None, consistency)
 
     def _row_task(self, number: int, generator: torch.Generator) -> Task:
         truth = self.images[number][0]

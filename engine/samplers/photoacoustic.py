@@ -9,7 +9,6 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
-import msgspec
 import torch
 from torch import Tensor
 
@@ -17,7 +16,7 @@ from ..baselines.solvers import conjugate_gradients
 from ..config_priors import DataConfig, SamplerConfig, StageConfig
 from ..errors import ConfigError
 from ..operators.linear import LinearOperator
-from ..operators.photoacoustic_views import BeamformedOperator, completed, views_needed
+from ..operators.photoacoustic_views import BeamformedOperator, interpolation, ring_density, views_needed
 from ..priors.denoiser import DenoiseFunction
 from .consistency import Implicit
 from .constraints import make_constraint
@@ -25,12 +24,12 @@ from .loop import Program, Stage
 
 __all__ = [
     "LEVEL",
-    "Heard",
+    "CompletedConsistency",
     "ModelConsistency",
     "RowConsistency",
     "SpectralConsistency",
     "domain_of",
-    "image_start",
+    "image_consistency",
     "padded",
     "photoacoustic_program",
     "row_conditions",
@@ -42,21 +41,6 @@ __all__ = [
 LEVEL = 0.15
 """Root mean square of a starting state."""
 Consistency = Callable[[Tensor, float], Tensor]
-
-
-class Heard(msgspec.Struct, frozen=True, eq=False, kw_only=True):
-    """What was measured, scaled. signals: (row, samples) of a full ring, 0 where nothing was measured; measured: boolean (row,).
-
-    full: operator of the full ring, part: of the measured elements, for systems on images. response: real transfer function of
-    the transducer at the frequencies of an FFT of `padded(samples)`, for `deconvolve`; noise: standard deviation of a sample.
-    """
-
-    signals: Tensor
-    measured: Tensor
-    full: BeamformedOperator | None = None
-    part: BeamformedOperator | None = None
-    response: Tensor | None = None
-    noise: float = 0.0
 
 
 class ModelConsistency:
@@ -103,6 +87,70 @@ class _Normal(LinearOperator):
 
     def _backward(self, y: Tensor) -> Tensor:
         return self._forward(y)
+
+
+class CompletedConsistency:
+    """x + w C (y - A x): delay-and-sum of the ring that the estimate predicts, once what was measured is in its place.
+
+    A predicts the measured rows; C interpolates what they differ by between neighbours and is delay-and-sum of the whole ring;
+    w = 1 / (1 + weight (floor / sigma)^2); start: C y. What no image explains (views of unequal strength, motion, a wrong speed
+    of sound) goes the way that it goes in delay-and-sum of interpolated rows, while least squares spread it over the image.
+    """
+
+    def __init__(
+        self, full: BeamformedOperator, part: BeamformedOperator, start: Tensor, measured: Tensor, config: DataConfig
+    ) -> None:
+        self._full, self._part, self._start, self._config = full, part, start, config
+        self._weights = interpolation(measured)
+
+    def weight(self, sigma: float) -> float:
+        """w."""
+        return 1 / (1 + self._config.weight * (self._config.floor / sigma) ** 2)
+
+    def corrected(self, state: Tensor, weight: float) -> Tensor:
+        """x + w C (y - A x)."""
+        return state + weight * (self._start - self._full.back(self._weights @ self._part(state)))
+
+    def transposed(self, gradient: Tensor, weight: float) -> Tensor:
+        """(1 - w A^T C^T) gradient."""
+        return gradient - weight * self._part.H(self._weights.mT @ self._full.back_transposed(gradient))
+
+    def __call__(self, state: Tensor, sigma: float) -> Tensor:
+        """The image with what was measured."""
+        if state.requires_grad:
+            return cast(Tensor, _Corrected.apply(state, self, self.weight(sigma)))  # type: ignore[no-untyped-call]
+        return self.corrected(state, self.weight(sigma))
+
+
+class _Corrected(torch.autograd.Function):
+    """`CompletedConsistency` with its derivative, the compiled sums having none of their own."""
+
+    @staticmethod
+    def forward(ctx: Any, state: Tensor, data: CompletedConsistency, weight: float) -> Tensor:  # noqa: ANN401
+        """The image with what was measured."""
+        ctx.data, ctx.weight = data, weight
+        return data.corrected(state, weight)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:  # noqa: ANN401
+        """Of the state."""
+        return ctx.data.transposed(gradient, ctx.weight), None, None
+
+
+def image_consistency(
+    full: BeamformedOperator, part: BeamformedOperator, signals: Tensor, start: Tensor, measured: Tensor
+) -> Callable[[DataConfig], Consistency]:
+    """Makes the consistency of a stage. full, part: of the ring and of what was `measured` of it, boolean (row,).
+
+    signals: (row, samples) of the ring; start: the image of them, missing rows by interpolation.
+    """
+
+    def made(config: DataConfig) -> Consistency:
+        if config.kind == "complete":
+            return CompletedConsistency(full, part, start, measured, config)
+        return ModelConsistency(part, signals[measured], config, ring=ring_density(measured))
+
+    return made
 
 
 class RowConsistency:
@@ -160,17 +208,11 @@ def wiener(signals: Tensor, response: Tensor, ratio: float) -> Tensor:
 
 def domain_of(stages: Sequence[StageConfig]) -> str:
     """`image`, `signals` or `spectrum`: what the state of a program is, by the data consistency of its first stage."""
-    kinds = {"proximal": "image", "replace": "signals", "deconvolve": "spectrum"}
+    kinds = {"proximal": "image", "complete": "image", "replace": "signals", "deconvolve": "spectrum"}
     kind = stages[0].data.kind if stages else "proximal"
     if kind not in kinds:
         raise ConfigError(f"stages[0].data.kind = {kind!r}: for photoacoustics allowed are {', '.join(kinds)}")
     return kinds[kind]
-
-
-def image_start(heard: Heard) -> Tensor:
-    """The image of a full ring whose missing rows are interpolated where neighbours are near, and 0 elsewhere."""
-    assert heard.full is not None  # noqa: S101 - made for images
-    return heard.full.back(completed(heard.signals, heard.measured))
 
 
 def row_conditions(signals: Tensor, measured: Tensor, start: Tensor) -> Tensor:

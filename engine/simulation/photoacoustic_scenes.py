@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .photoacoustic import Spheres, ring, sphere_signals, vessel_tree
+from .photoacoustic_flaws import Flaws
 
 __all__ = ["Recorded", "Ring", "random_ring", "random_scene", "record", "spectrum_band"]
 
@@ -100,8 +101,10 @@ def random_scene(rng: np.random.Generator, view_m: float) -> Spheres:
     return Spheres(centers[inside], radii[inside], pressures[inside])
 
 
-def record(rng: np.random.Generator, heard_by: Ring, scene: Spheres) -> Recorded:
+def record(rng: np.random.Generator, heard_by: Ring, scene: Spheres, flaws: Flaws | None = None) -> Recorded:
     """What a ring hears of a scene, without noise; strength varies smoothly with the view, as in attenuating tissue."""
+    if flaws is not None:
+        scene = msgspec.structs.replace(scene, centers=flaws.tilted(scene.centers))
     finer = _OVERSAMPLED * heard_by.sampling_rate_hz
     sound = sphere_signals(
         heard_by.positions_m,
@@ -114,6 +117,8 @@ def record(rng: np.random.Generator, heard_by: Ring, scene: Spheres) -> Recorded
     turns = 2 * np.pi * np.arange(heard_by.elements) / heard_by.elements
     waves = [rng.normal(0, 0.08 / k) * np.cos(k * turns + rng.uniform(0, 2 * np.pi)) for k in (1, 2, 3)]
     signals = _heard(sound, heard_by, finer) * np.exp(sum(waves))[:, None]
+    if flaws is not None:
+        signals = flaws.applied(signals)
     return Recorded((signals / max(float(np.abs(signals).max()), 1e-30)).astype(np.float32), heard_by, scene)
 
 

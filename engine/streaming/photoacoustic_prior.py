@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import time
 from collections.abc import Iterator, Sequence
@@ -18,16 +17,16 @@ from ..config import SystemConfig
 from ..errors import ConfigError
 from ..messages import PhotoacousticHeader
 from ..operators.photoacoustic_geometry import DetectorArray, PixelGrid, TimeAxis
-from ..operators.photoacoustic_views import BeamformedOperator, completed, full_ring, ring_density
+from ..operators.photoacoustic_views import BeamformedOperator, completed, full_ring
 from ..priors.denoiser import Denoiser
 from ..priors.storage import ModelCard, load_weights
 from ..samplers.loop import Program
 from ..samplers.photoacoustic import (
     LEVEL,
-    ModelConsistency,
     RowConsistency,
     SpectralConsistency,
     domain_of,
+    image_consistency,
     photoacoustic_program,
     row_conditions,
     scale_of,
@@ -258,8 +257,8 @@ class PriorBeamformer:
             self._window = (first, last - first)
             axis = TimeAxis(rate, last - first, self._speed, delay + first)
             array = DetectorArray.at(self._ring)
-            part = dataclasses.replace(array, **{n: getattr(array, n)[self.measured.numpy()] for n in _FIELDS})
-            self._operators = BeamformedOperator(array, self.grid, axis), BeamformedOperator(part, self.grid, axis)
+            full = BeamformedOperator(array, self.grid, axis)
+            self._operators = full, full.part(self.measured.numpy())
         return self._operators
 
     def _inside(self) -> bool:
@@ -292,10 +291,8 @@ class PriorBeamformer:
     def _program(self, signals: Tensor, start: Tensor) -> Program:
         stages, sampler, measured = self.config.stages, self.config.sampler, self.measured
         if self.domain == "image":
-            part, ring = self.operators()[1], ring_density(measured)
-            return photoacoustic_program(
-                stages, sampler, _denoiser, lambda config: ModelConsistency(part, signals[measured], config, ring=ring)
-            )
+            consistency = image_consistency(*self.operators(), signals, start, measured)
+            return photoacoustic_program(stages, sampler, _denoiser, consistency)
         conditions = row_conditions(signals, measured, start)
         if self.domain == "signals":
             return photoacoustic_program(
@@ -315,9 +312,6 @@ class PriorBeamformer:
             lambda _: SpectralConsistency(signals, measured, response, noise),
             conditions=conditions,
         )
-
-
-_FIELDS = ("positions", "orientations", "weights")
 
 
 def _factor(signals: Tensor) -> float:

@@ -21,12 +21,14 @@ from scanside.engine.operators.photoacoustic_views import BeamformedOperator, co
 from scanside.engine.priors.denoiser import Denoiser
 from scanside.engine.priors.photoacoustic_training import PhotoacousticTrainer, ring_geometry, simulate
 from scanside.engine.samplers.photoacoustic import (
+    CompletedConsistency,
     ModelConsistency,
     SpectralConsistency,
     padded,
     transducer_response,
     wiener,
 )
+from scanside.engine.simulation.photoacoustic_flaws import Flaws
 from scanside.engine.simulation.photoacoustic_scenes import Recorded
 from scanside.engine.streaming.photoacoustic import PhotoacousticSession
 from scanside.engine.streaming.photoacoustic_prior import PriorBeamformer
@@ -79,6 +81,35 @@ def test_scenes_are_fixed_by_their_seed_and_are_heard_in_the_band(scenes: list[R
         above = np.fft.rfftfreq(a.ring.samples, 1 / a.ring.sampling_rate_hz) > 1.45 * a.ring.edges_hz[1]
         assert power[above].sum() < 0.05 * power.sum()
     assert not np.array_equal(other.signals, scenes[0].signals)
+
+
+def test_flaws_are_what_no_image_explains() -> None:
+    """What is left of the signals when the image of the whole ring has said what it can."""
+    unexplained = []
+    for flawed in (0.0, 1.0):
+        left = []
+        for scene in simulate(4, 31, "image", flawed=flawed):
+            full, signals = part_of(scene, np.arange(scene.ring.elements)), torch.from_numpy(scene.signals)
+            left.append(float((full(full.back(signals)) - signals).norm() / signals.norm()))
+        unexplained.append(np.mean(left))
+    assert unexplained[1] > 1.2 * unexplained[0]
+
+
+def test_flaws_delay_and_weigh_what_is_heard() -> None:
+    pulse = np.zeros((3, 64))
+    pulse[:, 20:24] = [0.5, 1, 1, 0.5]
+    strengths = np.repeat([[1.0], [2.0], [0.5]], 64, axis=1)
+    hum = np.sin(np.arange(64))
+    flaws = Flaws(
+        delays=np.array([0.0, 3, -2]), strengths=strengths, common=np.zeros(64), echo=(0.25, 30), tilt=(0.1, 0)
+    )
+    heard = flaws.applied(pulse)
+    assert np.allclose(heard[1, 23:27], 2 * pulse[0, 20:24])
+    assert np.allclose(heard[2, 18:22], 0.5 * pulse[0, 20:24])
+    assert np.allclose(heard[0, 50:54], 0.25 * pulse[0, 20:24])
+    common = msgspec.structs.replace(flaws, common=hum, echo=(0.0, 1)).applied(np.zeros((3, 64)) + pulse)
+    assert np.allclose(common[0] - pulse[0], 2 * hum)
+    assert np.allclose(flaws.tilted(np.array([[0.01, 0.02, 0.0]])), [[0.01, 0.02, 0.001]])
 
 
 # --- rows of a ring ----------------------------------------------------------------------------------------------------------
@@ -151,6 +182,59 @@ def test_model_consistency_brings_the_image_to_the_data(scenes: list[Recorded]) 
     assert torch.allclose(kept, before, atol=1e-6 * float(before.abs().max()))
 
 
+@pytest.fixture(scope="module")
+def completing(scenes: list[Recorded]) -> tuple[BeamformedOperator, BeamformedOperator, torch.Tensor]:
+    """Every fifth element of a ring."""
+    measured = torch.zeros(scenes[0].ring.elements, dtype=torch.bool)
+    measured[::5] = True
+    full = part_of(scenes[0], np.arange(scenes[0].ring.elements), 64)
+    return full, full.part(measured.numpy()), measured
+
+
+def consistency_of(
+    parts: tuple[BeamformedOperator, BeamformedOperator, torch.Tensor], signals: torch.Tensor, **settings: float
+) -> CompletedConsistency:
+    full, part, measured = parts
+    config = DataConfig(kind="complete", **settings)
+    return CompletedConsistency(full, part, full.back(completed(signals, measured)), measured, config)
+
+
+def test_an_image_that_explains_the_data_is_left_as_it_is(
+    completing: tuple[BeamformedOperator, BeamformedOperator, torch.Tensor], scenes: list[Recorded]
+) -> None:
+    full, part, measured = completing
+    truth = full.back(torch.from_numpy(scenes[0].signals))
+    heard = torch.zeros(full.range)
+    heard[measured] = part(truth)
+    after = consistency_of(completing, heard, floor=0.0)(truth, 0.15)
+    assert float((after - truth).abs().max()) < 1e-5 * float(truth.abs().max())
+
+
+def test_what_no_image_explains_is_beamformed_with_its_neighbours(
+    completing: tuple[BeamformedOperator, BeamformedOperator, torch.Tensor], scenes: list[Recorded]
+) -> None:
+    """From nothing, one step is the delay-and-sum of interpolated rows; a weight takes its share of it."""
+    full, _, measured = completing
+    signals = torch.from_numpy(scenes[0].signals) * torch.linspace(0, 2, len(measured))[:, None]
+    start = full.back(completed(signals, measured))
+    nothing = torch.zeros_like(start)
+    assert torch.allclose(consistency_of(completing, signals, floor=0.0)(nothing, 0.1), start)
+    assert torch.allclose(consistency_of(completing, signals, floor=0.1)(nothing, 0.1), 0.5 * start)
+
+
+def test_completing_has_its_own_derivative(
+    completing: tuple[BeamformedOperator, BeamformedOperator, torch.Tensor],
+) -> None:
+    full, _, _ = completing
+    data = consistency_of(completing, torch.zeros(full.range), floor=0.05)
+    state, direction, weights = (torch.randn(full.domain) for _ in range(3))
+    state.requires_grad_()
+    (data(state, 0.1) * weights).sum().backward()
+    forward = (data(direction, 0.1) * weights).sum()
+    assert state.grad is not None
+    assert float((state.grad * direction).sum()) == pytest.approx(float(forward), rel=1e-4, abs=1e-2)
+
+
 def test_spectral_consistency_is_the_closed_form_per_frequency() -> None:
     rng = torch.Generator().manual_seed(0)
     z, y = (torch.randn(4, 64, generator=rng, dtype=torch.float64) for _ in range(2))
@@ -177,9 +261,9 @@ def test_wiener_restores_what_was_heard_well() -> None:
 # --- training ----------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", ["proximal", "replace", "deconvolve"])
+@pytest.mark.parametrize("kind", ["proximal", "complete", "replace", "deconvolve"])
 def test_a_short_training_learns_to_improve_on_its_start(kind: str) -> None:
-    domain = {"proximal": "image", "replace": "signals", "deconvolve": "spectrum"}[kind]
+    domain = {"proximal": "image", "complete": "image", "replace": "signals", "deconvolve": "spectrum"}[kind]
     conditions = 0 if domain == "image" else 2
     stages = [msgspec.convert({"data": {"kind": kind, "iterations": 1, "floor": 0.05}}, StageConfig)]
     network = NetworkConfig(channels=1, conditions=conditions, widths=(16, 32), blocks=1)
