@@ -37,8 +37,8 @@ from .training import Trainer
 
 __all__ = ["PhotoacousticTrainer", "Task", "ring_geometry", "simulate"]
 
-_NOISE = 0.25
-"""Greatest noise of a sample, over the root mean square of the signals."""
+_NOISE = 0.4
+"""Greatest noise of a sample, over the root mean square of the signals; single shots of a real probe have 0.2 to 0.3."""
 _PIXELS = 128
 _SPARSE = 0.6
 """Share of the measurements from every n-th element, the others being from arcs."""
@@ -163,7 +163,7 @@ class PhotoacousticTrainer(Trainer):
     # Measurements
 
     def _noise(self, generator: torch.Generator) -> float:
-        return _NOISE * float(torch.rand(1, generator=generator)) ** 2
+        return _NOISE * float(torch.rand(1, generator=generator)) ** 1.5
 
     def _views(self, elements: int, generator: torch.Generator) -> Tensor:
         """Every n-th element of the ring, or an arc of it: boolean (elements,)."""
@@ -184,7 +184,7 @@ class PhotoacousticTrainer(Trainer):
         signals = torch.from_numpy(recorded.signals)
         measured = self._views(len(array), generator)
         size = float(signals.square().mean().sqrt()) * self._noise(generator)
-        signals = (signals + size * torch.randn(signals.shape, generator=generator)) * measured[:, None]
+        signals = (signals + size * _hiss(signals.shape, generator)) * measured[:, None]
         full = BeamformedOperator(array, grid, time)
         start = full.back(completed(signals, measured))
         factor = scale_of(start)
@@ -196,7 +196,7 @@ class PhotoacousticTrainer(Trainer):
     def _row_task(self, number: int, generator: torch.Generator) -> Task:
         truth = self.images[number][0]
         measured = self._views(len(truth), generator)
-        noisy = truth + LEVEL * self._noise(generator) * torch.randn(truth.shape, generator=generator)
+        noisy = truth + LEVEL * self._noise(generator) * _hiss(truth.shape, generator)
         heard = noisy * measured[:, None]
         start = completed(heard, measured)
         factor = LEVEL / max(float(heard[measured].square().mean().sqrt()), 1e-6)
@@ -211,7 +211,7 @@ class PhotoacousticTrainer(Trainer):
         response = transducer_response(clean.shape[-1], 0.09 + 0.19 * center, 50 + 25 * width)
         length = padded(clean.shape[-1])
         heard = torch.fft.irfft(torch.fft.rfft(clean, length) * response, length)[..., : clean.shape[-1]]
-        noise = max(0.3 * self._noise(generator), 0.003) * float(heard.square().mean().sqrt())
+        noise = max(0.2 * self._noise(generator), 0.003) * float(heard.square().mean().sqrt())
         heard = heard + noise * torch.randn(heard.shape, generator=generator)
         ratio = noise / LEVEL
         start = wiener(heard, response, ratio)
@@ -226,3 +226,10 @@ class PhotoacousticTrainer(Trainer):
             row_conditions(heard, all_rows, start),
             lambda _: SpectralConsistency(heard, all_rows, response, factor * noise),
         )
+
+
+def _hiss(shape: torch.Size, generator: torch.Generator) -> Tensor:
+    """Noise (row, sample) as a band-pass leaves it at the working rate, its standard deviation about 1."""
+    spectrum = torch.fft.rfft(torch.randn(shape, generator=generator))
+    spectrum[..., round(0.7 * spectrum.shape[-1]) :] = 0
+    return torch.fft.irfft(spectrum, shape[-1]) / 0.7**0.5
