@@ -6,7 +6,8 @@
 The reference is the delay-and-sum image of the whole ring: of the measured three spheres (512 views, 0.15 to 3.5 MHz, 256 x 256
 pixels over 32 mm), or of simulated scenes without noise, whose seeds nothing was trained on, made of spheres in closed form, not
 on a grid. Those with flaws have what no model of a ring knows: views of unequal strength, a probe off its circle, motion, hum,
-echoes; settings were chosen on such scenes, none on measured data. Every image is scaled to the reference by least squares before it is compared. CG and TV use the model of the ring
+echoes; settings of the samplers were chosen on such scenes. Every image is scaled to the reference by least squares before it is
+compared. CG and TV use the model of the ring
 (`BeamformedOperator`), TV with the best of three weights by the reference, which flatters it; nothing else saw the reference.
 """
 
