@@ -66,7 +66,7 @@ class DataConsistency(abc.ABC):
     def update(self, data: Tensor, mask: Tensor) -> None:
         """From now on, this was measured; shapes and coil maps stay."""
         self.measured = msgspec.structs.replace(self.measured, data=data * mask, mask=mask)
-        for made in ("operator", "adjoint", "step"):
+        for made in ("operator", "adjoint", "_kernel_step"):
             self.__dict__.pop(made, None)
 
     @abc.abstractmethod
@@ -93,9 +93,20 @@ class DataConsistency(abc.ABC):
         data = self.measured.data
         return Fourier(data.shape[-3:], self.measured.axes, dtype=data.dtype, device=data.device)
 
+    def step(self, state: Tensor, share: float = 1.0) -> Tensor:
+        """Coil images, or one channel, whose k-space comes nearer to the data by `share` where there are any.
+
+        Where each image has a mask of its own, frames in time and the batches of a training, torch does it.
+        """
+        m = self.measured
+        if m.mask.ndim <= 3 and m.data.ndim == 4:
+            return self._kernel_step(state, share)
+        kspace = self.fourier(state)
+        return self.fourier.H(torch.where(m.mask, torch.lerp(kspace, m.data, share), kspace))
+
     @functools.cached_property
-    def step(self) -> KspaceStep:
-        """Coil images, or one channel, to those whose k-space is nearer to the data; follows `update`."""
+    def _kernel_step(self) -> KspaceStep:
+        """Data and mask as the kernels take them; follows `update`."""
         return self.fourier.step(self.measured.data, self.measured.mask)
 
     @functools.cached_property

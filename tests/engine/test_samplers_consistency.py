@@ -182,3 +182,16 @@ def test_the_residual_is_that_of_dense_algebra(axes: tuple[int, ...], scale: flo
     state = truth + scale * random(3, *shape)
     error = np.linalg.norm(matrix @ state.numpy().ravel() - y.numpy().ravel()) / np.linalg.norm(y.numpy())
     assert data.residual(state) == pytest.approx(error, rel=0.01, abs=1e-3)
+
+
+@pytest.mark.parametrize("share_of_prior", [0.0, 0.5])
+def test_images_with_masks_of_their_own_are_each_brought_to_their_data(share_of_prior: float) -> None:
+    """As one after the other, by the kernels, would be."""
+    generator = torch.Generator().manual_seed(4)
+    state, data = (torch.randn(3, 1, 16, 12, dtype=torch.complex64, generator=generator) for _ in range(2))
+    mask = torch.rand(3, 1, 16, 12, generator=generator) < 0.4
+    kind = DataConfig(kind="proximal", floor=share_of_prior) if share_of_prior else DataConfig(kind="hard")
+    together = make_consistency(Measurement(data=data, mask=mask), kind)(state, 0.7)
+    for image, one in enumerate(together):
+        alone = make_consistency(Measurement(data=data[image][None], mask=mask[image]), kind)(state[image][None], 0.7)
+        torch.testing.assert_close(one[None], alone, rtol=1e-5, atol=1e-5)
