@@ -7,6 +7,7 @@ starts. One that dies is replaced.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import subprocess
@@ -147,23 +148,26 @@ class Server:
         self._draining = True
         if self._crew is not None:
             self._crew.expect_end()
-        if self._loop is not None and self._thread is not None and self._thread.is_alive():
+        with contextlib.ExitStack() as ending:  # the last one first, and each whatever became of the others
+            if self._arena is not None:
+                ending.callback(self._arena.close)
+            for part in (self._broker, self._crew, self._spool, self._http):
+                if part is not None:
+                    ending.callback(part.stop)
+            ending.callback(self._stop_gateway)
+            self._broker = self._crew = self._http = self._arena = self._spool = None
+
+    def _stop_gateway(self) -> None:
+        if self._loop is None or self._thread is None or not self._thread.is_alive():
+            return
+        try:
             asyncio.run_coroutine_threadsafe(self._close(), self._loop).result(
                 self.options.drain_seconds + CLOSE_SECONDS
             )
+        finally:
             self._loop.call_soon_threadsafe(self._loop.stop)
             self._thread.join()
-        if self._http is not None:
-            self._http.stop()
-        if self._spool is not None:
-            self._spool.stop()
-        if self._crew is not None:
-            self._crew.stop()
-        if self._broker is not None:
-            self._broker.stop()
-        if self._arena is not None:
-            self._arena.close()
-        self._broker = self._crew = self._http = self._thread = self._arena = self._spool = None
+            self._thread = None
 
     def wait(self) -> None:
         """Serve until SIGINT or SIGTERM."""

@@ -367,6 +367,21 @@ def test_serve_says_where_it_listens_and_ends_on_sigterm(tmp_path: Path) -> None
     assert all({"timestamp", "level"} <= set(event) for event in events)
 
 
+def test_serve_ends_though_nobody_reads_its_log_any_more() -> None:
+    """As when what had started it was killed first."""
+    words = [*PROGRAM, "serve", "-p=0", "--metrics-port=0", "--no-spool", "-v"]
+    process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        assert any("Ctrl-C" in line for line in process.stdout)
+        process.stdout.close()
+        process.stderr.close()
+        process.send_signal(signal.SIGTERM)
+        assert isinstance(process.wait(60), int)
+    finally:
+        process.kill()
+        process.wait()
+
+
 def test_serve_offers_every_setting_of_the_server() -> None:
     offered = {"host", "port", "default_config", "config_folders", "dialect", "failure", "workers", "threads"}
     offered |= {"metrics_host", "metrics_port", "bus", "record", "insecure", "idle_seconds"}

@@ -158,3 +158,22 @@ def test_the_network_is_not_let_in_by_accident(host: str) -> None:
 def test_readiness_and_liveness(server: Server) -> None:
     assert server.live()
     assert server.ready() == (True, {"worker": True, "gateway": True, "accepting": True})
+
+
+def test_what_fails_to_end_does_not_keep_the_rest(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its threads would keep the process from ending."""
+    server = Server(ServeOptions(port=0, metrics_port=0, threads=1, spool=None))
+    server.start()
+    http = server._http
+    assert http is not None
+    ended = http.stop
+
+    def failing() -> None:
+        ended()
+        raise OSError("the log is gone")
+
+    monkeypatch.setattr(http, "stop", failing)
+    with pytest.raises(OSError, match="the log is gone"):
+        server.stop()
+    names = {thread.name for thread in threading.enumerate()}
+    assert not names & {"scanside-broker", "gateway", "workers"}
