@@ -31,7 +31,7 @@ _log = structlog.get_logger("spool")
 
 GROUP_SECONDS = 0.005
 """What comes within this time is written together."""
-COMMIT_SECONDS = 0.02
+COMMIT_SECONDS = 0.05
 """Pause between two commits to the disk."""
 TIDY_SECONDS = 1.0
 """Between two looks at sizes and free space."""
@@ -300,7 +300,7 @@ class Spool:
     def _commit_all(self) -> None:
         tidied = time.monotonic()
         while not self._stopping:
-            time.sleep(COMMIT_SECONDS if self._open else COMMIT_SECONDS * 5)
+            time.sleep(COMMIT_SECONDS)
             while self._unsynced:
                 log = self._unsynced.pop()
                 try:

@@ -27,16 +27,16 @@ from streaming import generate, measure
 
 CASES = (
     # name, frames, pace in ms per readout, repetitions, configuration
-    ("3 ms per readout", 1, 3.0, 24, "default.xml"),
-    ("unpaced", 20, 0.0, 3, "default.xml"),
-    ("receive only", 20, 0.0, 3, "null"),
+    ("3 ms per readout", 1, 3.0, 16, "default.xml"),
+    ("unpaced", 20, 0.0, 2, "default.xml"),
+    ("receive only", 20, 0.0, 2, "null"),
 )
 COILS = 8
 PATIENCE = 40.0
 """Seconds after which something has gone wrong."""
 PACE = 0.001
 """Seconds between the readouts of the scan whose worker is killed."""
-KILLED_AFTER = (256, 2560)
+KILLED_AFTER = (256, 1280)
 """Readouts after which the worker is killed."""
 
 
