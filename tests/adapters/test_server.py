@@ -162,6 +162,7 @@ def test_readiness_and_liveness(server: Server) -> None:
 
 def test_what_fails_to_end_does_not_keep_the_rest(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its threads would keep the process from ending."""
+    before = set(threading.enumerate())
     server = Server(ServeOptions(port=0, metrics_port=0, threads=1, spool=None))
     server.start()
     http = server._http
@@ -175,5 +176,5 @@ def test_what_fails_to_end_does_not_keep_the_rest(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(http, "stop", failing)
     with pytest.raises(OSError, match="the log is gone"):
         server.stop()
-    names = {thread.name for thread in threading.enumerate()}
-    assert not names & {"scanside-broker", "gateway", "workers"}
+    left = {thread.name for thread in set(threading.enumerate()) - before}
+    assert not left & {"scanside-broker", "gateway", "workers"}
