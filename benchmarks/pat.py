@@ -1,11 +1,12 @@
 """Photoacoustics, live: latency and losses of streams through a real server, and measured data streamed as int16.
 
-    python benchmarks/pat.py [--seconds 60] [--rates 25 100] [--data DIR] [--json FILE] [--write]
+    python benchmarks/pat.py [--seconds 60] [--rates 25 100] [--prior 64 128] [--data DIR] [--json FILE] [--write]
 
 256 elements x 2030 samples of int16 at 40 MHz, 256 x 256 pixels over 25 mm, simulated vessels with noise, sent by
 `PhotoacousticSender` over TCP on loopback to `scanside serve` on the same processor, CRC-32C on every frame. Latency is from
-handing the frame to the bus until its image is whole at the device. Rate 0 sends as fast as the server takes frames. `--data`
-is the folder with `pat/three_spheres_512x2000.npz`; that row is left out where it is absent.
+handing the frame to the bus until its image is whole at the device. Rate 0 sends as fast as the server takes frames. `--prior`
+streams from such numbers of elements through pat/online as well, with a deadline and as many pixels along a side. `--data` is the
+folder with `pat/three_spheres_512x2000.npz`; that row is left out where it is absent.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ import numpy as np
 from report import Table, machine, update_document
 from scanside.adapters.commands.photoacoustic import Arrivals, paced
 from scanside.adapters.local_server import LocalServer
-from scanside.adapters.photoacoustic_sender import PhotoacousticSender
+from scanside.adapters.photoacoustic_sender import ArrivedImage, PhotoacousticSender
 from scanside.engine.baselines.photoacoustic import LiveBeamformer
 from scanside.engine.messages import PhotoacousticFrame, PhotoacousticHeader
 from scanside.engine.simulation.photoacoustic import LiveScan
@@ -31,6 +32,8 @@ from scanside.engine.simulation.photoacoustic import LiveScan
 CONFIGS = ("pat/das", "pat/ubp")
 DISTINCT = 20
 """Different frames, sent in turn."""
+DEADLINE_MS = 40
+PRIOR = "pat/online"
 WARM = 25
 """First frames, whose latency is left out: the server allocates."""
 FULL_SCALE = 32000
@@ -44,14 +47,36 @@ def endless(frames: list[PhotoacousticFrame], count: int) -> Iterator[Photoacous
         yield msgspec.structs.replace(frame, seq=number, shot=number)
 
 
+class Screen(Arrivals):
+    """Counts the images that a learned prior made, and those that say that they kept their deadline."""
+
+    def __init__(self) -> None:
+        super().__init__(kept=1)
+        self.learned = self.kept = 0
+
+    def __call__(self, arrived: ArrivedImage) -> None:
+        """Take one image."""
+        super().__call__(arrived)
+        self.learned += "scanside_generative" in arrived.image.meta
+        self.kept += arrived.image.meta.get("scanside_deadline") == ["met"]
+
+
 def live(
-    bus: str, header: PhotoacousticHeader, frames: list[PhotoacousticFrame], config: str, rate: float, seconds: float
+    bus: str,
+    header: PhotoacousticHeader,
+    frames: list[PhotoacousticFrame],
+    config: str,
+    rate: float,
+    seconds: float,
+    parameters: dict[str, str] | None = None,
 ) -> dict[str, object]:
     """Stream for some seconds; returns what the table shows."""
-    arrivals, load = Arrivals(kept=1), os.getloadavg()[0]
+    arrivals, load = Screen(), os.getloadavg()[0]
     count = round((rate or 100) * seconds)
     begun = time.monotonic()
-    with PhotoacousticSender(bus, header, config=config, checksum=True, on_image=arrivals) as sender:
+    with PhotoacousticSender(
+        bus, header, config=config, parameters=parameters, checksum=True, on_image=arrivals
+    ) as sender:
         for frame in paced(endless(frames, count), rate):
             sender.send_frame(frame)
         sent = time.monotonic() - begun
@@ -61,8 +86,17 @@ def live(
     row = {"config": config, "rate": rate, "frames": count, "images": arrivals.count, "lost": missing, "load": load}
     row |= {"p50": p50, "p95": p95, "p99": p99, "max": 1e3 * max(arrivals.latencies[WARM:])}
     row |= {"sent_per_second": count / sent, "images_per_second": arrivals.count / wall, "notes": sender.notes}
+    row |= {"learned": arrivals.learned, "kept": arrivals.kept, "elements": header.elements}
     print(row, flush=True)
     return row
+
+
+def with_prior(bus: str, elements: int, seconds: float) -> dict[str, object]:
+    """A ring of so many elements at 25 frames/s through the online system, with as many pixels along a side."""
+    scan = LiveScan(elements=elements)
+    header = msgspec.structs.replace(scan.header, pixels=(elements, elements))
+    frames = [scan.frame(number) for number in range(DISTINCT)]
+    return live(bus, header, frames, PRIOR, 25, seconds, {"reconstruction.deadline_ms": str(DEADLINE_MS)})
 
 
 def quantization(bus: str, path: Path) -> dict[str, float]:
@@ -109,6 +143,8 @@ def report(results: dict[str, object]) -> str:
         "and worker on the same cores, over TCP on loopback with CRC-32C. Latency is from handing a frame over until its image "
         "is whole at the device; unpaced it is that of a queue of 8 MiB. Load is the one-minute average before each case."
     )
+    if results.get("prior"):
+        text += prior_report(results["prior"])
     found = results.get("quantization")
     if found:
         text += (
@@ -119,6 +155,24 @@ def report(results: dict[str, object]) -> str:
     return text + "\n"
 
 
+def prior_report(rows: list[dict[str, object]]) -> str:
+    """Table of the streams through the online system."""
+    table = Table(
+        "elements", "pixels", "frames", "images", "lost", "by the prior", "p50 ms", "p95 ms", "p99 ms", "load"
+    )
+    for row in rows:
+        times = [f"{row[name]:.1f}" for name in ("p50", "p95", "p99")]
+        share = f"{100 * row['learned'] / row['images']:.1f} %"
+        pixels = f"{row['elements']} x {row['elements']}"
+        table.add(
+            row["elements"], pixels, row["frames"], row["images"], row["lost"], share, *times, f"{row['load']:.2f}"
+        )
+    return (
+        f"\n\n{table}\n\n`{PRIOR}` at 25 frames/s with a deadline of {DEADLINE_MS} ms from the last byte of a shot on. "
+        "A shot that the prior would not be done with in time gets its delay-and-sum image, marked."
+    )
+
+
 def main() -> None:
     """Command line."""
     root = Path(__file__).resolve().parent.parent
@@ -127,6 +181,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=60)
     parser.add_argument("--rates", type=float, nargs="+", default=[25, 100, 0])
     parser.add_argument("--configs", nargs="+", default=list(CONFIGS))
+    parser.add_argument("--prior", type=int, nargs="*", default=[64, 128, 256], help="numbers of elements")
     parser.add_argument("--threads", type=int, default=0, help="of the worker; 0: all cores")
     parser.add_argument("--data", type=Path, default=data)
     parser.add_argument("--json", type=Path)
@@ -143,6 +198,7 @@ def main() -> None:
             for config in arguments.configs
             for rate in arguments.rates
         ]
+        results["prior"] = [with_prior(server.bus, elements, arguments.seconds / 3) for elements in arguments.prior]
         if spheres.exists():
             results["quantization"] = quantization(server.bus, spheres)
     section = report(results)

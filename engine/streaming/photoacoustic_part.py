@@ -119,7 +119,7 @@ class StreamPart:
         if ready.averaged < ready.wanted:
             return "incomplete", "shots_missing"
         prior = self.reconstructor.prior
-        if prior is not None and (prior.refused or (prior.solved is not None and prior.solved.late)):
+        if prior is not None and (prior.refused or prior.late):
             return "degraded", "no_prior" if prior.refused else "deadline"
         return "complete", ""
 

@@ -42,6 +42,8 @@ _SAMPLES_PER_PERIOD = 2.857
 """Working sampling rate over the upper end of the band, as in training."""
 _FINEST = 384
 """Rows of a full ring, at least: more than a field of view in most rings needs."""
+_HOPE = 0.95
+"""What a shot that was passed over leaves of the time that the loop is expected to take, so that it is tried again."""
 
 
 class Solved(msgspec.Struct, frozen=True, eq=False, kw_only=True):
@@ -67,12 +69,15 @@ def _denoiser(name: str) -> Denoiser:
 class PriorShots:
     """The images of a stream by a learned prior, and what they say of how they were made.
 
-    refused: why there are none and the plain images go out in their place; empty where there are.
+    refused: why there are none and the plain images go out in their place; empty where there are. late: the image of the last
+    shot missed the deadline, or would have and its plain image goes out.
     """
 
     def __init__(self, config: SystemConfig, header: PhotoacousticHeader, pixels: tuple[int, int], view: View) -> None:
         self.refused = ""
         self.solved: Solved | None = None
+        self.late = False
+        self._expected = 0.0
         self._config, self._header, self._pixels, self._view = config, header, pixels, view
         self._known: tuple[object, PriorBeamformer] | None = None
         try:
@@ -89,16 +94,32 @@ class PriorShots:
         delay: float,
         received: float | None,
     ) -> Singles | None:
-        """Image (y, x) of a shot (elements, samples), None where there is no prior for it."""
+        """Image (y, x) of a shot (elements, samples), None where there is no prior for it or no time."""
         if self.refused:
             return None
         key = (silent.tobytes(), speed, delay)
         if self._known is None or self._known[0] != key:
             self._known = key, self._made(silent, speed, delay)
+        deadline = self._deadline(received)
+        self.solved = self._in_time(self._known[1], samples, deadline)
+        self.late = self.solved is None or (deadline is not None and time.monotonic() > deadline)
+        return None if self.solved is None else self.solved.image
+
+    def _deadline(self, received: float | None) -> float | None:
         wanted = self._config.reconstruction.deadline_ms
-        deadline = received + wanted / 1e3 if wanted and received is not None else None
-        self.solved = self._known[1].solve(samples, deadline=deadline)
-        return self.solved.image
+        return received + wanted / 1e3 if wanted and received is not None else None
+
+    def _in_time(
+        self, beamformer: PriorBeamformer, samples: NDArray[np.generic], deadline: float | None
+    ) -> Solved | None:
+        """What the loop makes of a shot, None when it would come too late, by the last one that ran."""
+        begun = time.monotonic()
+        if deadline is not None and begun + self._expected > deadline:
+            self._expected *= _HOPE
+            return None
+        solved = beamformer.solve(samples, deadline=deadline)
+        self._expected = (time.monotonic() - begun) * solved.steps / solved.step
+        return None if solved.late else solved
 
     def _made(self, silent: NDArray[np.bool_], speed: float, delay: float) -> PriorBeamformer:
         return PriorBeamformer(
@@ -115,9 +136,13 @@ class PriorShots:
 
     def attributes(self) -> dict[str, str]:
         """How the last image was made, as image attributes."""
-        if self.solved is None:
+        if self.refused:
             return {"scanside_prior_unavailable": self.refused[:500]}
-        return {
+        kept = "missed" if self.late else "met"
+        told = {"scanside_deadline": kept} if self._config.reconstruction.deadline_ms else {}
+        if self.solved is None:
+            return told
+        return told | {
             "scanside_generative": "1",
             "scanside_method": "prior",
             "scanside_system": self._config.name,
@@ -179,7 +204,7 @@ class PriorBeamformer:
         return self.solve(frame).image
 
     def solve(self, frame: NDArray[np.generic], *, deadline: float | None = None) -> Solved:
-        """The image after the last step, or the best so far at `deadline`, monotonic; one step is made in any case."""
+        """The image after the last step; marked late, that after the last one for which `deadline` leaves time, or the first."""
         begun, last = time.monotonic(), None
         for last in self.steps(frame):
             now = time.monotonic()

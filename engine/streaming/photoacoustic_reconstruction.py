@@ -13,7 +13,7 @@ from ..baselines.photoacoustic import LiveBeamformer
 from ..config import SystemConfig
 from ..errors import ConfigError, NoImage, PeerError
 from ..messages import PhotoacousticHeader
-from .photoacoustic_focus import Search, concentration, find_focus
+from .photoacoustic_focus import Search, find_focus
 from .photoacoustic_prior import PriorShots
 from .photoacoustic_shots import Shot
 
@@ -172,7 +172,8 @@ class ShotReconstructor:
         """Search the sharpest image of a shot over one parameter and keep what is found.
 
         It looks 24 samples to both sides of the delay, or 3 % of the speed of sound; repeat it for more. It takes as long as
-        about 40 images.
+        about 40 images. They are those of the configured beamformer, which must suit the pulses: delay-and-sum those that are
+        bright at their arrival, universal back-projection the pressure of heated bodies, which changes its sign there.
         """
         delay = parameter == "delay"
         before = self.delay_samples if delay else self.speed_of_sound
@@ -180,12 +181,12 @@ class ShotReconstructor:
         reach, coarse, fine = _DELAY_SEARCH if delay else _SPEED_SEARCH
         unit = 1.0 if delay else before
 
-        def sharpness(value: float) -> float:
+        def image(value: float) -> NDArray[np.float32]:
             change(value)
-            return concentration(self._plain(samples))
+            return self._plain(samples)
 
         try:
-            after, gain = find_focus(sharpness, before, (reach * unit, coarse * unit, fine * unit))
+            after, gain = find_focus(image, before, (reach * unit, coarse * unit, fine * unit))
         except (AllDead, ValueError):
             change(before)
             raise

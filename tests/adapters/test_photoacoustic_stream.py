@@ -370,6 +370,81 @@ def test_a_bad_stream_costs_only_itself(
         bad.close()
 
 
+def flat(*elements: int) -> np.ndarray:
+    """A shot in which these elements do not change."""
+    samples = SHOT.copy()
+    samples[list(elements)] = 1234
+    return samples
+
+
+def cut_off() -> np.ndarray:
+    """A shot with a sample at the end of the range of the converter."""
+    samples = SHOT.copy()
+    samples[3, 7] = 32767
+    return samples
+
+
+FLAWED: dict[str, tuple[dict[str, Any], list[PhotoacousticFrame], list[dict[str, str]], str]] = {
+    "gap": (
+        {},
+        [frame(0), frame(3)],
+        [{"frames_missing": "0"}, {"frames_missing": "2", "outcome": "complete"}],
+        "frames 1 to 2 are missing",
+    ),
+    "gap in an average": (
+        {"averages": 2},
+        [frame(0), frame(2), frame(3)],
+        [{"averaged": "1", "outcome": "incomplete", "reason": "shots_missing"}, {"averaged": "2"}],
+        "nothing is put together across the gap",
+    ),
+    "duplicate": ({}, [frame(0), frame(0), frame(1)], [{"shot": "0"}, {"shot": "1"}], "frame 0 came again"),
+    "clipped": ({}, [frame(0, samples=cut_off())], [{"outcome": "degraded", "reason": "clipped"}], "clipped"),
+    "clipped, by its flag": ({}, [frame(0, flags=2)], [{"outcome": "degraded", "reason": "clipped"}], "clipped"),
+    "no dead element": ({}, [frame(0)], [{"elements_left_out": "0", "outcome": "complete"}], ""),
+    "dead elements": ({"dead": (5, 6)}, [frame(0)], [{"elements_left_out": "2", "outcome": "complete"}], ""),
+    "silent elements": ({}, [frame(0, samples=flat(1, 2))], [{"elements_left_out": "2"}], "2 elements do not change"),
+    "all but one dead": ({"dead": tuple(range(1, ELEMENTS))}, [frame(0)], [{"elements": "1"}], ""),
+    "all dead": ({"dead": tuple(range(ELEMENTS))}, [frame(0), frame(1)], [], "all elements are dead"),
+    "all silent": ({}, [frame(0, samples=np.zeros_like(SHOT))], [{"elements_left_out": "0"}], ""),
+}
+
+
+@pytest.mark.parametrize(("changes", "frames", "expected", "says"), FLAWED.values(), ids=FLAWED.keys())
+def test_what_a_stream_lacks_is_marked_and_costs_nobody_else_anything(
+    endpoint: str,
+    changes: dict[str, Any],
+    frames: list[PhotoacousticFrame],
+    expected: list[dict[str, str]],
+    says: str,
+) -> None:
+    screen, flawed = Screen(), Screen()
+    with PhotoacousticSender(endpoint, header(), on_image=screen) as healthy:
+        healthy.send(SHOT)
+        with PhotoacousticSender(endpoint, header(stream="1" * 32, **changes), on_image=flawed) as sender:
+            for one in frames:
+                sender.send_frame(one)
+        healthy.send(SHOT)
+    for item, wanted in zip(flawed.arrived, expected, strict=True):
+        assert {key: item.image.meta.get(f"scanside_{key}", [""])[0] for key in wanted} == wanted
+    assert says in "\n".join(sender.notes)
+    assert screen.shots == [0, 1]
+    assert all(item.image.meta["scanside_outcome"] == ["complete"] for item in screen.arrived)
+
+
+def test_shots_of_a_dead_array_are_counted_as_failed(endpoint: str, crew: Crew) -> None:
+    viewer, seen = Subscriber(crew.broker.viewers, ["stats"]), []
+    try:
+        with PhotoacousticSender(endpoint, header(dead=tuple(range(ELEMENTS)))) as sender:
+            deadline = time.monotonic() + 20
+            while not seen:
+                assert time.monotonic() < deadline
+                sender.send(SHOT)
+                seen += viewer.poll(0.05)
+        assert (seen[0].envelope.stats.outcome, seen[0].envelope.stats.reason) == ("failed", "dead_elements")
+    finally:
+        viewer.close()
+
+
 def test_what_had_arrived_before_an_error_is_imaged(endpoint: str) -> None:
     producer = Producer(endpoint)
     try:

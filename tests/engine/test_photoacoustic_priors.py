@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from typing import Any
 
 import msgspec
@@ -31,7 +32,7 @@ from scanside.engine.samplers.photoacoustic import (
 from scanside.engine.simulation.photoacoustic_flaws import Flaws
 from scanside.engine.simulation.photoacoustic_scenes import Recorded
 from scanside.engine.streaming.photoacoustic import PhotoacousticSession
-from scanside.engine.streaming.photoacoustic_prior import PriorBeamformer
+from scanside.engine.streaming.photoacoustic_prior import PriorBeamformer, PriorShots
 
 HELD_OUT = 977
 """Seed of scenes that nothing was trained on."""
@@ -350,9 +351,9 @@ def test_systems_improve_on_their_start_on_scenes_that_were_held_out(
 # --- live --------------------------------------------------------------------------------------------------------------------
 
 
-def events(config: SystemConfig, positions: np.ndarray, scene: Recorded, signals: np.ndarray) -> list[Any]:
+def ring_header(positions: np.ndarray, scene: Recorded) -> PhotoacousticHeader:
     half = scene.ring.view_m / 2
-    header = PhotoacousticHeader(
+    return PhotoacousticHeader(
         stream="0" * 32,
         elements=len(positions),
         samples=scene.ring.samples,
@@ -364,7 +365,10 @@ def events(config: SystemConfig, positions: np.ndarray, scene: Recorded, signals
         field_of_view_m=(-half, half, -half, half),
         pixels=(64, 64),
     )
-    session = PhotoacousticSession(config)
+
+
+def events(config: SystemConfig, positions: np.ndarray, scene: Recorded, signals: np.ndarray) -> list[Any]:
+    session, header = PhotoacousticSession(config), ring_header(positions, scene)
     frame = PhotoacousticFrame(seq=0, shot=0, samples=np.rint(signals * 20000).astype(np.int16))
     return [event for message in (header, frame, EndOfScan()) for event in session.feed(message)]
 
@@ -380,13 +384,34 @@ def test_a_stream_gets_images_of_the_prior_that_say_so(scenes: list[Recorded]) -
     assert image.meta["scanside_outcome"] == ["complete"]
 
 
-def test_a_deadline_ends_the_loop_after_a_step_and_is_told(scenes: list[Recorded]) -> None:
-    scene = scenes[0]
-    config = system("pat/online", reconstruction__deadline_ms=0.01)
-    made = events(config, scene.ring.positions_m[SPARSE], scene, scene.signals[SPARSE])
-    (image,) = [event for event in made if isinstance(event, Image)]
-    assert image.meta["scanside_steps"] == ["1 3"]
-    assert image.meta["scanside_reason"] == ["deadline"]
+def test_a_shot_that_cannot_be_done_by_the_deadline_gets_its_plain_image_marked(scenes: list[Recorded]) -> None:
+    scene, told = scenes[0], {}
+    for name, deadline in (("plain", 0.01), ("learned", 1e6)):
+        config = system("pat/online", reconstruction__deadline_ms=deadline)
+        made = events(config, scene.ring.positions_m[SPARSE], scene, scene.signals[SPARSE])
+        (told[name],) = [event for event in made if isinstance(event, Image)]
+    late, kept = told["plain"].meta, told["learned"].meta
+    assert (late["scanside_method"], late["scanside_deadline"]) == (["das"], ["missed"])
+    assert (late["scanside_outcome"], late["scanside_reason"]) == (["degraded"], ["deadline"])
+    assert "scanside_generative" not in late
+    assert (kept["scanside_method"], kept["scanside_deadline"]) == (["prior"], ["met"])
+    plain = events(system("pat/das"), scene.ring.positions_m[SPARSE], scene, scene.signals[SPARSE])
+    (expected,) = [event for event in plain if isinstance(event, Image)]
+    assert np.array_equal(told["plain"].pixels, expected.pixels)
+
+
+def test_a_loop_that_was_too_slow_once_is_tried_again(scenes: list[Recorded]) -> None:
+    scene, config = scenes[0], system("pat/online", reconstruction__deadline_ms=1e6)
+    header, half = ring_header(scene.ring.positions_m[SPARSE], scene), scene.ring.view_m / 2
+    shots = PriorShots(config, header, (32, 32), (-half, half, -half, half))
+    silent, speed, delay = np.zeros(header.elements, bool), scene.ring.speed_of_sound, scene.ring.first_sample
+    shots._expected = 1e5
+    passed_over = 0
+    while shots.image(scene.signals[SPARSE], silent, speed, delay, time.monotonic()) is None:
+        assert shots.late
+        passed_over += 1
+    assert 10 < passed_over < 100
+    assert not shots.late
 
 
 def test_an_array_that_is_no_ring_gets_plain_images_marked(scenes: list[Recorded]) -> None:
