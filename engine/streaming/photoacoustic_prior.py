@@ -98,10 +98,11 @@ class PriorShots:
         if self.refused:
             return None
         key = (silent.tobytes(), speed, delay)
-        if self._known is None or self._known[0] != key:
+        cold = self._known is None or self._known[0] != key
+        if self._known is None or cold:
             self._known = key, self._made(silent, speed, delay)
         deadline = self._deadline(received)
-        self.solved = self._in_time(self._known[1], samples, deadline)
+        self.solved = self._in_time(self._known[1], samples, deadline, cold=cold)
         self.late = self.solved is None or (deadline is not None and time.monotonic() > deadline)
         return None if self.solved is None else self.solved.image
 
@@ -110,15 +111,19 @@ class PriorShots:
         return received + wanted / 1e3 if wanted and received is not None else None
 
     def _in_time(
-        self, beamformer: PriorBeamformer, samples: NDArray[np.generic], deadline: float | None
+        self, beamformer: PriorBeamformer, samples: NDArray[np.generic], deadline: float | None, *, cold: bool
     ) -> Solved | None:
-        """What the loop makes of a shot, None when it would come too late, by the last one that ran."""
+        """What the loop makes of a shot, None when it would come too late, by the last one that ran.
+
+        cold: the loop runs for the first time and builds its operators, so what it takes says nothing about the next one.
+        """
         begun = time.monotonic()
         if deadline is not None and begun + self._expected > deadline:
             self._expected *= _HOPE
             return None
         solved = beamformer.solve(samples, deadline=deadline)
-        self._expected = (time.monotonic() - begun) * solved.steps / solved.step
+        if not cold:
+            self._expected = (time.monotonic() - begun) * solved.steps / solved.step
         return None if solved.late else solved
 
     def _made(self, silent: NDArray[np.bool_], speed: float, delay: float) -> PriorBeamformer:
