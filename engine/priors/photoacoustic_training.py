@@ -7,6 +7,7 @@ rest is plain denoising, so that other samplers can use the network. Rings, band
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 
 import msgspec
@@ -163,7 +164,7 @@ class PhotoacousticTrainer(Trainer):
     # Measurements
 
     def _noise(self, generator: torch.Generator) -> float:
-        return _NOISE * float(torch.rand(1, generator=generator)) ** 1.5
+        return _NOISE * math.pow(float(torch.rand(1, generator=generator)), 1.5)
 
     def _views(self, elements: int, generator: torch.Generator) -> Tensor:
         """Every n-th element of the ring, or an arc of it: boolean (elements,)."""
@@ -232,4 +233,5 @@ def _hiss(shape: torch.Size, generator: torch.Generator) -> Tensor:
     """Noise (row, sample) as a band-pass leaves it at the working rate, its standard deviation about 1."""
     spectrum = torch.fft.rfft(torch.randn(shape, generator=generator))
     spectrum[..., round(0.7 * spectrum.shape[-1]) :] = 0
-    return torch.fft.irfft(spectrum, shape[-1]) / 0.7**0.5
+    noise: Tensor = torch.fft.irfft(spectrum, shape[-1]) / 0.7**0.5
+    return noise
