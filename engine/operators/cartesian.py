@@ -62,8 +62,8 @@ class Fourier(LinearOperator):
     def step(self, data: Tensor, mask: Tensor) -> KspaceStep:
         """The step of data consistency coil by coil: x to F^H k, with k = F x and k + share (data - k) where the mask is.
 
-        data: centered k-space (coil, z, y, x), 0 where the mask is not; mask: broadcasts against (z, y, x). Both are shifted here,
-        once: a plain transform has frequency k at index k modulo N, so that nothing is left to do on the side of the image.
+        data: centered k-space (coil, z, y, x), 0 where the mask is not; mask: broadcasts against (z, y, x). Both are shifted
+        here, once: a plain transform has frequency k at index k modulo N, so that nothing is left to do on the side of the image.
         Axes that the mask does not vary on are transformed here as well, for a step leaves them as they are.
         """
         mask = mask.reshape((1,) * (len(self.domain) - mask.ndim) + tuple(mask.shape))
