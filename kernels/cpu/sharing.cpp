@@ -24,6 +24,7 @@ struct Ticket {
     std::uint64_t loop() const { return word >> 40; }
     Ticket taken(bool joining) const { return {word + 1 + (joining ? std::uint64_t(1) << 32 : 0)}; }
     Ticket following() const { return {(loop() + 1) << 40}; }
+    Ticket closed() const { return {word | MOST_CHUNKS}; }
 };
 
 /* A place for a loop, used again and again. It never goes away, so that a thread which comes late looks at memory that is there. */
@@ -38,14 +39,18 @@ struct alignas(64) Job {
 
     bool occupy() { return !occupied.load(std::memory_order_relaxed) && !occupied.exchange(true, std::memory_order_acquire); }
 
+    /* The ticket of the loop before goes first: whoever still holds it and already reads what follows cannot take anything by it.
+       Each release here and acquire there carries that from one thread to the other. */
     void publish(const Chunks& chunks, int helpers)
     {
-        run.store(chunks.run, std::memory_order_relaxed);
-        work.store(chunks.work, std::memory_order_relaxed);
-        count.store(static_cast<std::uint64_t>(chunks.count), std::memory_order_relaxed);
-        places.store(helpers, std::memory_order_relaxed);
+        const Ticket mine = Ticket{ticket.load(std::memory_order_relaxed)}.following();
+        ticket.store(mine.closed().word, std::memory_order_relaxed);
+        run.store(chunks.run, std::memory_order_release);
+        work.store(chunks.work, std::memory_order_release);
+        count.store(static_cast<std::uint64_t>(chunks.count), std::memory_order_release);
+        places.store(helpers, std::memory_order_release);
         done.store(0, std::memory_order_relaxed);
-        ticket.store(Ticket{ticket.load(std::memory_order_relaxed)}.following().word, std::memory_order_release);
+        ticket.store(mine.word, std::memory_order_release);
     }
 
     /* Takes chunks until none is left, as a helper where there is a place for one more. Returns whether there were any. */
@@ -56,11 +61,11 @@ struct alignas(64) Job {
         Ticket seen{ticket.load(std::memory_order_acquire)};
         for (;;) {
             /* what is read here may be of a later loop; the exchange fails then */
-            const auto own_run = run.load(std::memory_order_relaxed);
-            const void* own_work = work.load(std::memory_order_relaxed);
-            const std::uint64_t own_count = count.load(std::memory_order_relaxed);
+            const auto own_run = run.load(std::memory_order_acquire);
+            const void* own_work = work.load(std::memory_order_acquire);
+            const std::uint64_t own_count = count.load(std::memory_order_acquire);
             const bool joining = helper && seen.loop() != joined;
-            if (seen.next() >= own_count || (joining && seen.helpers() >= places.load(std::memory_order_relaxed))) return any;
+            if (seen.next() >= own_count || (joining && seen.helpers() >= places.load(std::memory_order_acquire))) return any;
             if (!ticket.compare_exchange_weak(seen.word, seen.taken(joining).word, std::memory_order_acq_rel)) continue;
             joined = seen.loop();
             any = true;
