@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
+from collections.abc import Callable
 from typing import Literal
 
 import msgspec
@@ -27,6 +29,8 @@ _DELAY_SEARCH: Search = (24.0, 4.0, 1.0)
 """In samples."""
 _SPEED_SEARCH: Search = (0.03, 0.002, 0.0005)
 """As fractions: at 1500 samples from the array one step is 3 samples, and 0.75."""
+_FOCUS_PIXELS = 256
+"""Along a side of an image that is judged by its sharpness, at most, unless the images of the stream have more."""
 _PATTERNS = 8
 """Sets of silent elements for which a beamformer is kept."""
 
@@ -109,29 +113,24 @@ class ShotReconstructor:
                 return image
         return self._beamformer(silent).image(samples)
 
-    def _plain(self, samples: NDArray[np.generic]) -> NDArray[np.float32]:
-        if self.dead.all():
-            raise AllDead
-        return self._beamformer(self.dead).image(samples)
-
     def _beamformer(self, silent: NDArray[np.bool_]) -> LiveBeamformer:
         key = silent.tobytes()
         found = self._beamformers.get(key)
         if found is None:
-            found = self._beamformers[key] = self._build(silent)
+            found = self._beamformers[key] = self._build(silent, self.pixels)
             if len(self._beamformers) > _PATTERNS:
                 self._beamformers.popitem(last=False)
         self._beamformers.move_to_end(key)
         return found
 
-    def _build(self, silent: NDArray[np.bool_]) -> LiveBeamformer:
+    def _build(self, silent: NDArray[np.bool_], pixels: tuple[int, int]) -> LiveBeamformer:
         header = self._header
         try:
             return LiveBeamformer(
                 header.positions_m,
                 header.orientations,
                 header.sampling_rate_hz,
-                pixels=(self.pixels[1], self.pixels[0]),
+                pixels=(pixels[1], pixels[0]),
                 field_of_view_m=self.view,
                 method=self.method,
                 speed_of_sound=self.speed_of_sound,
@@ -173,25 +172,39 @@ class ShotReconstructor:
 
         It looks 24 samples to both sides of the delay, or 3 % of the speed of sound; repeat it for more. It takes as long as
         about 40 images. They are those of the configured beamformer, which must suit the pulses: delay-and-sum those that are
-        bright at their arrival, universal back-projection the pressure of heated bodies, which changes its sign there.
+        bright at their arrival, universal back-projection the pressure of heated bodies, which changes its sign there. Raises
+        AllDead.
         """
+        if self.dead.all():
+            raise AllDead
         delay = parameter == "delay"
         before = self.delay_samples if delay else self.speed_of_sound
-        change = self.set_delay if delay else self.set_speed_of_sound
         reach, coarse, fine = _DELAY_SEARCH if delay else _SPEED_SEARCH
         unit = 1.0 if delay else before
 
-        def image(value: float) -> NDArray[np.float32]:
-            change(value)
-            return self._plain(samples)
+        def pictures(pixels: tuple[int, int]) -> Callable[[float], NDArray[np.float32]]:
+            beamformer = self._build(self.dead, pixels)
+            change = beamformer.set_delay if delay else beamformer.set_speed_of_sound
 
-        try:
-            after, gain = find_focus(image, before, (reach * unit, coarse * unit, fine * unit))
-        except (AllDead, ValueError):
-            change(before)
-            raise
-        change(after)
+            def picture(value: float) -> NDArray[np.float32]:
+                change(value)
+                return beamformer.image(samples)
+
+            return picture
+
+        search = (reach * unit, coarse * unit, fine * unit)
+        after, gain = find_focus(pictures(self.pixels), pictures(self._fine_pixels()), before, search)
+        (self.set_delay if delay else self.set_speed_of_sound)(after)
         return Tuning(parameter, before, after, gain)
+
+    def _fine_pixels(self) -> tuple[int, int]:
+        """Pixels along x1 and x2: a quarter of the shortest wavelength wide, as many as asked or `_FOCUS_PIXELS` at most."""
+        rate = self._header.sampling_rate_hz
+        shortest = self.speed_of_sound / min(self.band_hz[1] if self.band_hz else rate, rate / 2)
+        x0, x1, y0, y1 = self.view
+        wanted = [math.ceil(abs(side) / (shortest / 4)) for side in (x1 - x0, y1 - y0)]
+        across, down = (max(n, min(most, _FOCUS_PIXELS)) for n, most in zip(self.pixels, wanted, strict=True))
+        return across, down
 
 
 class Averager:
