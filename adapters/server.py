@@ -26,6 +26,7 @@ from scanside.engine.errors import ConfigError, DeviceLost
 from .arena import Arena
 from .bus import AsyncPort, Broker, BrokerTimes, check_bind
 from .envelope import Envelope
+from .files.noise import NOISE_FOLDER
 from .gadgetron import ConnectionOptions, Gateway
 from .metrics import Metrics, MetricsServer
 from .photoacoustic_metrics import StreamWatch
@@ -125,7 +126,8 @@ class Server:
             self._start_broker()
             self._start_gateway()
             self._start_metrics()
-            self._crew = _Crew(self._require(self._broker), self._require(self._arena), options)
+            noise = None if self._spool is None else self._spool.options.folder / NOISE_FOLDER
+            self._crew = _Crew(self._require(self._broker), self._require(self._arena), options, noise)
             self._crew.start()
             self._crew.wait_ready(START_SECONDS)
         except BaseException:
@@ -336,8 +338,8 @@ class Server:
 class _Crew:
     """The worker processes of a server: started, watched, replaced when they die or hang, ended with it."""
 
-    def __init__(self, broker: Broker, arena: Arena, options: ServeOptions) -> None:
-        self._broker, self._arena, self._options = broker, arena, options
+    def __init__(self, broker: Broker, arena: Arena, options: ServeOptions, noise: Path | None) -> None:
+        self._broker, self._arena, self._options, self._noise = broker, arena, options, noise
         self._joined: set[bytes] = set()
         self._processes: dict[bytes, tuple[subprocess.Popen[bytes], float]] = {}
         self._ending = threading.Event()
@@ -390,6 +392,8 @@ class _Crew:
         ]
         if self._options.record is not None:
             command += ["--record", str(self._options.record)]
+        if self._noise is not None:
+            command += ["--noise", str(self._noise)]
         for folder in self._options.config_folders:
             command += ["--configs", str(folder)]
         environment = {**ENVIRONMENT, **os.environ}

@@ -26,11 +26,12 @@ from scanside.engine.errors import PeerError, ScansideError
 from scanside.engine.messages import EndOfScan, Event, Message, PhotoacousticFrame, PhotoacousticHeader
 from scanside.engine.simulation.scan import simulate_scan
 from scanside.engine.streaming.photoacoustic import PhotoacousticSession
-from scanside.engine.streaming.session import NoiseStore, Session
+from scanside.engine.streaming.session import Session
 
 from .arena import ArenaView
 from .bus import WorkerPort
 from .envelope import Adjust, Data, End, Envelope, Failed, Open, Reason
+from .files.noise import NoiseFiles
 from .logs import configure_logging
 from .mrd_framing import Frame, Framer
 from .mrd_lengths import MessageId
@@ -46,8 +47,6 @@ CREDIT = 8 << 20
 """Bytes that a session may have under way."""
 POLL_SECONDS = 0.2
 """How long a worker may take to notice that it should end."""
-NOISE_KEPT = 256
-"""Noise measurements kept for later scans; the oldest go first."""
 
 _Item = tuple[Envelope, list[memoryview]]
 _AnyScan = Scan | PhotoacousticScan
@@ -146,13 +145,14 @@ class Worker:
         identity: bytes | None = None,
         threads: int = 1,
         record: Path | None = None,
+        noise: Path | None = None,
         arena: ArenaView | None = None,
     ) -> None:
         self.store = store
         self._record = record
         self.threads = threads
         self.limits = store.get("default").limits
-        self.noise: NoiseStore = {}
+        self.noise = NoiseFiles(noise)
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._arena = arena
         self.port = WorkerPort(
@@ -187,11 +187,9 @@ class Worker:
         self._stopping = True
 
     def forget(self, session: str) -> None:
-        """Drop a session that is over, and the noise measurements beyond those that are kept."""
+        """Drop a session that is over."""
         with self._lock:
             self._runners.pop(session, None)
-            while len(self.noise) > NOISE_KEPT:
-                self.noise.pop(next(iter(self.noise)))
 
     def _dispatch(self, envelope: Envelope, payload: list[memoryview]) -> None:
         if isinstance(envelope, Open):
@@ -280,6 +278,7 @@ def main() -> None:
         "--configs", action="append", default=[], type=Path, metavar="DIR", help="folder of configurations"
     )
     parser.add_argument("--record", type=Path, metavar="DIR", help="record photoacoustic streams into this folder")
+    parser.add_argument("--noise", type=Path, metavar="DIR", help="share noise measurements through this folder")
     parser.add_argument("--parent", type=int, help="end when the process with this number is not our parent any more")
     parser.add_argument("--arena", type=int, help="inherited descriptor of the server's memory for payload")
     arguments = parser.parse_args()
@@ -297,6 +296,7 @@ def main() -> None:
         name=arguments.name,
         identity=arguments.identity.encode() or None,
         record=arguments.record,
+        noise=arguments.noise,
         threads=arguments.threads or max(1, len(os.sched_getaffinity(0))),
         arena=None if arguments.arena is None else ArenaView(arguments.arena),
     )

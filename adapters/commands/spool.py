@@ -12,6 +12,7 @@ import msgspec
 import torch
 from scanside.adapters import mrd
 from scanside.adapters.files.ismrmrd import write_images, write_scan
+from scanside.adapters.files.noise import NOISE_FOLDER, NoiseFiles
 from scanside.adapters.files.spool import SUFFIX, SpoolReader, open_spool
 from scanside.adapters.mrd_framing import Frame, Framer
 from scanside.adapters.mrd_header import parse_header
@@ -111,7 +112,8 @@ def _replies(reader: SpoolReader, store: ConfigStore, options: ReplayOptions) ->
         return
     parameters: dict[str, Value] = {**facts.parameters, **options.overrides}
     threads = options.threads or len(os.sched_getaffinity(0))
-    scan = scan_for(store, options.config or facts.config, parameters, facts.dialect, {}, threads)
+    noise = NoiseFiles((options.folder or default_folder()) / NOISE_FOLDER)
+    scan = scan_for(store, options.config or facts.config, parameters, facts.dialect, noise, threads)
     yield from scan.take(_frames(reader), time.monotonic())
     _report(reader)
     closing = reader.closing

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, MutableMapping
 
 import msgspec
 import numpy as np
@@ -35,8 +35,8 @@ from .triggers import ReadoutKind, runs
 
 __all__ = ["NoiseStore", "Session"]
 
-NoiseStore = dict[str, NoiseModel]
-"""Noise measurements by measurement id, shared by the sessions of one worker."""
+NoiseStore = MutableMapping[str, NoiseModel]
+"""Noise measurements by measurement id, shared by sessions."""
 
 IMAGES, ORIGINALS, DEVIATIONS, PREVIEWS = 1, 2, 3, 4
 """Series numbers: what the system made, its plain counterpart, standard deviation over samples, and early estimates."""

@@ -12,12 +12,15 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 from scanside.adapters import mrd
+from scanside.adapters.files.ismrmrd import header_xml
 from scanside.adapters.local_server import LocalServer
 from scanside.adapters.recovery import Recovery
 from scanside.adapters.spooling import in_use, spool_files
+from scanside.engine.simulation.scan import simulate_scan
 
 Connect = Callable[..., Any]
 Scans = Callable[..., Any]
@@ -28,6 +31,11 @@ PATIENCE = 120.0
 SLOW = (
     '<configuration><stream><gadget><property name="scanside.config" value="mri/l1_espirit"/>'
     '<property name="reconstruction.iterations" value="1500"/></gadget></stream></configuration>'
+)
+
+NOISE_QUESTION = (
+    "<gadgetronStreamConfiguration><gadget><name>N</name><classname>NoiseSummaryGadget</classname><property>"
+    "<name>noise_file</name><value>GadgetronNoiseCovarianceMatrix_noise/1</value></property></gadget></gadgetronStreamConfiguration>"
 )
 
 
@@ -110,6 +118,22 @@ def expected(spooling: Spooling, connect: Connect, scan_bytes: Scans) -> list[np
         image.pixels
         for image in connect(spooling.port).send(scan_bytes(32, 4, 1, 3).session("mri/cartesian")).finish().images
     ]
+
+
+def test_noise_measurements_outlive_the_worker(spooling: Spooling, connect: Connect) -> None:
+    measured = simulate_scan(16, 3, 1, 0, noise_readouts=8)
+    header = msgspec.structs.replace(measured.header, measurement_id="noise/1")
+    lines = [mrd.encode_acquisitions(batch) for batch in measured.readouts(1)]
+    session = [mrd.encode_config_file("mri/cartesian"), mrd.encode_header(header_xml(header)), *lines, CLOSE]
+    assert connect(spooling.port).send(b"".join(session)).finish().closed_properly
+    question = mrd.encode_config_text(NOISE_QUESTION) + CLOSE
+    before = mrd.dependency(connect(spooling.port).send(question).finish().frames[0])
+    worker = spooling.worker
+    spooling.kill()
+    spooling.wait_for_another(worker)
+    after = mrd.dependency(connect(spooling.port).send(question).finish().frames[0])
+    assert (before["status"], before["channels"]) == (["success"], ["3"])
+    assert after == before
 
 
 @pytest.mark.parametrize(("sent", "images"), [(0, 0), (20, 0), (32, 1), (70, 2), (96, 3)])
