@@ -1,4 +1,4 @@
-"""Noise measurements of earlier scans, kept for later ones: in memory, and in a folder that outlives a worker, for all of them."""
+"""Noise measurements of earlier scans, kept for later ones: in memory, and in a folder that all workers share."""
 
 from __future__ import annotations
 
