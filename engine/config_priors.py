@@ -52,9 +52,16 @@ class SamplerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     """First and last noise level, for images of greatest magnitude 1."""
     spacing: Literal["geometric", "edm", "cosine"] = "geometric"
     """Between the levels; `edm` as Karras et al. 2022 with exponent 7, `cosine` for the mean-reverting equation."""
+    sigma_steps: tuple[Positive, ...] = ()
+    """Noise levels one by one, in place of `sigma` and `spacing`. Where `levels` is not their number they are knots, which lie
+    evenly along the run with straight lines between their logarithms; so are `relaxation_steps` and `momentum_steps`."""
     relaxation: Positive = 1.0
     """Step r of `proximal` and `gradient`; `annealed_langevin` steps by it times sigma^2."""
+    relaxation_steps: tuple[Positive, ...] = ()
+    """`proximal` and `gradient`: r of each step, in place of `relaxation`."""
     momentum: Annotated[float, msgspec.Meta(ge=0, lt=1)] = 0.0
+    momentum_steps: tuple[Annotated[float, msgspec.Meta(gt=-1, lt=1)], ...] = ()
+    """`proximal` and `gradient`: momentum of each step, in place of `momentum`; one below 0 takes back part of the last move."""
     step_size: Positive = 1.0
     """Of `energy`: how far along the gradient."""
     snr: Positive = 0.075
@@ -73,6 +80,11 @@ class SamplerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     start: Literal["zero_filled", "given", "noise"] = "given"
     """Where to start: zero-filled, the plain image (or the previous frame), or noise of the first level."""
     seed: Annotated[int, msgspec.Meta(ge=0)] = 0
+
+    @property
+    def ends(self) -> tuple[float, float]:
+        """First and last noise level."""
+        return (self.sigma_steps[0], self.sigma_steps[-1]) if self.sigma_steps else self.sigma
 
 
 class PriorConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -116,7 +128,10 @@ class ConstraintConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, 
     """Of `low_rank`: what stands side by side in the Hankel matrix; frames are those of `reconstruction.frames`."""
     window: Annotated[int, msgspec.Meta(ge=2, le=32)] = 6
     rank: Annotated[int, msgspec.Meta(ge=1)] = 54
-    """Of `low_rank`; one of window^2 times the number of coils or more asks nothing, so one coil alone is left as it is."""
+    """Of `low_rank`; one of window^2 times the number of coils or more asks nothing, as of one coil alone, but for `share`."""
+    share: Annotated[float, msgspec.Meta(gt=0, le=1)] = 1.0
+    """Of `low_rank`: the rank is at most this share of window^2 times the number of coils, so that few are asked something, too.
+    What it asks of one coil is that the object does not fill the field of view."""
     limit: Positive = 1.0
     each_move: bool = False
     """Ask after each move of a level, predictor and correctors, not only after the last."""

@@ -80,7 +80,7 @@ class Stage:
         """A step in the noise levels of this stage, if it has its own."""
         told, own = self.config.prior.sigma, self.config.prior.sigma_range
         if told:
-            return Step(told, told, corrects=step.corrects)
+            return msgspec.structs.replace(step, sigma=told, following=told)
         if own is None:
             return step
         first, last = self._levels
@@ -88,7 +88,7 @@ class Stage:
         sigma, following = (
             own[0] * (level / first) ** exponent if level else 0.0 for level in (step.sigma, step.following)
         )
-        return Step(sigma, following, corrects=step.corrects)
+        return msgspec.structs.replace(step, sigma=sigma, following=following)
 
 
 class Program:
@@ -108,6 +108,8 @@ class Program:
             raise ConfigError(
                 "prior.sigma_range: mean_reverting has one stationary level for all stages, sampler.sigma[0]"
             )
+        if sampler.rule == "mean_reverting" and sampler.sigma_steps:
+            raise ConfigError("sampler.sigma_steps: mean_reverting has no noise levels one by one, but sampler.sigma")
         if len(stages) > 1 and sampler.rule in ("ddim", "heun"):
             raise ConfigError(f"sampler.rule = {sampler.rule!r} works on one stage, the program has {len(stages)}")
 
@@ -182,7 +184,7 @@ def make_program(
         elif config.prior.domain == "filtered":
             denoise = filtered_prior(denoise, transform)
         consistency, constraint = make_consistency(measured, config.data), make_constraint(config.constraint)
-        made.append(Stage(config, denoise, transform, consistency, constraint, sampler.sigma))
+        made.append(Stage(config, denoise, transform, consistency, constraint, sampler.ends))
     return Program(made, sampler)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import abc
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 
 import msgspec
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..config_priors import SamplerConfig
 from ..priors.denoiser import DenoiseFunction, energy_gradient
-from .schedules import noise_levels
+from .schedules import along, noise_levels
 
 __all__ = [
     "RULES",
@@ -41,6 +41,8 @@ class Step(msgspec.Struct, frozen=True):
     sigma: float
     following: float
     corrects: bool = False
+    number: int = 0
+    """Of the step in its run, from 0, for rules whose steps differ in more than their noise level."""
 
 
 class Rule(abc.ABC):
@@ -55,7 +57,8 @@ class Rule(abc.ABC):
     def schedule(self) -> list[Step]:
         """All steps of a run."""
         levels = noise_levels(self.config)
-        return [Step(a, b) for a, b in zip(levels, [*levels[1:], levels[-1]], strict=True)]
+        pairs = zip(levels, [*levels[1:], levels[-1]], strict=True)
+        return [Step(a, b, number=number) for number, (a, b) in enumerate(pairs)]
 
     @abc.abstractmethod
     def move(self, u: Tensor, step: Step, denoise: DenoiseFunction) -> Tensor:
@@ -72,7 +75,7 @@ class Rule(abc.ABC):
     def begin(self, start: Tensor) -> Tensor:
         """The first state, an image, from the starting image."""
         if self.config.start == "noise":
-            return self.config.sigma[0] * self.noise(start)
+            return self.config.ends[0] * self.noise(start)
         return start
 
     def noise(self, like: Tensor) -> Tensor:
@@ -91,14 +94,16 @@ class Relaxation(Rule):
     """u + r (D(u + n) - u) with momentum: denoising autoencoder priors and, with few large steps, the online system.
 
     r = `relaxation`, n of `input_noise` times the noise level, averaged over `noise_copies`; with `jacobian` the whole gradient
-    of |u - D(u + n)|^2 / 2. Bigdeli, Zwicker 2017; mri.md 3.1 and 3.3.
+    of |u - D(u + n)|^2 / 2. r and the momentum may be each step's own. Bigdeli, Zwicker 2017; mri.md 3.1 and 3.3.
     """
 
     _velocity: Tensor | None = None
+    _number = 0
 
     def move(self, u: Tensor, step: Step, denoise: DenoiseFunction) -> Tensor:
         """One relaxed step towards what the denoiser says."""
-        share = self.config.relaxation / self.config.noise_copies
+        self._number = step.number
+        share = self._at(self.config.relaxation_steps, self.config.relaxation) / self.config.noise_copies
         moved = u
         for _ in range(self.config.noise_copies):
             moved = moved.add(self._change(u, step.sigma, denoise), alpha=share)
@@ -117,13 +122,18 @@ class Relaxation(Rule):
 
     def push(self, before: Tensor, moved: Tensor) -> Tensor:
         """Keep a share of the last move, as a ball that rolls."""
-        if not self.config.momentum:
+        momentum = self._at(self.config.momentum_steps, self.config.momentum)
+        if not momentum and not self.config.momentum_steps:
             return moved
         velocity = moved - before
         if self._velocity is not None:
-            velocity = velocity.add(self._velocity, alpha=self.config.momentum)
+            velocity = velocity.add(self._velocity, alpha=momentum)
         self._velocity = velocity
         return before + velocity
+
+    def _at(self, steps: Sequence[float], always: float) -> float:
+        """What is configured for this step."""
+        return along(steps, self.config.levels)[self._number] if steps else always
 
 
 class Energy(Rule):
@@ -237,7 +247,7 @@ class _Denoised(Rule):
 
     def begin(self, start: Tensor) -> Tensor:
         """The starting image with noise of the first level (CCDF, Chung et al. 2022), or noise alone."""
-        noise = self.config.sigma[0] * self.noise(start)
+        noise = self.config.ends[0] * self.noise(start)
         return noise if self.config.start == "noise" else start + noise
 
 

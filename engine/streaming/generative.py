@@ -200,7 +200,7 @@ class PriorSolver:
         generator = torch.Generator().manual_seed(sampler.seed)
         parts = torch.randn(2, count, *start.shape, generator=generator)
         program = make_program(self.config.stages, sampler, functools.partial(self._denoiser, copies=count), scaled)
-        last = run_to_end(program, start + sampler.sigma[0] * torch.complex(parts[0], parts[1]))
+        last = run_to_end(program, start + sampler.ends[0] * torch.complex(parts[0], parts[1]))
         images = self._combined(last.image) * scale
         mean = images.mean(0)
         deviation = (images - mean).abs().square().sum(0).div_(count - 1).sqrt_()

@@ -14,6 +14,7 @@ from scanside.engine.priors.denoiser import DenoiseFunction, energy_gradient, sc
 from scanside.engine.samplers.consistency import Measurement
 from scanside.engine.samplers.loop import Program, generate, make_program, run_to_end
 from scanside.engine.samplers.rules import RULES
+from scanside.engine.samplers.schedules import along, noise_levels
 from torch import Tensor
 
 SHAPE = (1, 16, 16)
@@ -212,6 +213,20 @@ def test_momentum_keeps_a_share_of_the_last_move(data: Tensor) -> None:
     assert images == pytest.approx([2.0, 2.0 + 3.0, 5.0 + 3.5])
 
 
+def test_each_step_has_its_own_level_relaxation_and_momentum(data: Tensor) -> None:
+    """On the Gaussian prior the distance to its mean shrinks by 1 - r share(sigma), share = sigma^2 / (spread^2 + sigma^2)."""
+    levels, sizes, kept = (0.4, 0.1, 0.2), (1.5, 3.0, 0.7), (0.9, -0.4, 0.6)
+    sampler = SamplerConfig(levels=3, sigma_steps=levels, relaxation_steps=sizes, momentum_steps=kept, momentum=0.3)
+    stage = StageConfig(data=DataConfig(kind="none"))
+    start = torch.full_like(ZERO, 2.0 - 1.0j)
+    images = [e.image for e in make_program([stage], sampler, {"": gaussian}, measured(MASK, data)).run(start)]
+    distance, velocity = start - MEAN * (1 + 1j), torch.zeros_like(start)
+    for sigma, size, share, image in zip(levels, sizes, kept, images, strict=True):
+        velocity = share * velocity - size * sigma**2 / (SPREAD**2 + sigma**2) * distance
+        distance = distance + velocity
+        torch.testing.assert_close(image, MEAN * (1 + 1j) + distance)
+
+
 def test_the_jacobian_makes_the_step_the_gradient_of_the_error(data: Tensor) -> None:
     stage = StageConfig(data=DataConfig(kind="none"))
     start = torch.randn(ZERO.shape, dtype=torch.complex64, generator=torch.Generator().manual_seed(0))
@@ -242,6 +257,20 @@ def test_levels_fall_from_the_first_to_the_last() -> None:
         assert all(a > b for a, b in itertools.pairwise(sigmas))
 
 
+def test_levels_one_by_one_are_knots_where_their_number_differs() -> None:
+    sampler = SamplerConfig(levels=3, sigma=(7.0, 5.0), sigma_steps=(0.4, 0.1, 0.2))
+    assert noise_levels(sampler) == pytest.approx([0.4, 0.1, 0.2])
+    assert sampler.ends == (0.4, 0.2)
+    assert SamplerConfig(sigma=(7.0, 5.0)).ends == (7.0, 5.0)
+    more = msgspec.structs.replace(sampler, levels=5)
+    assert noise_levels(more) == pytest.approx([0.4, 0.2, 0.1, math.sqrt(0.02), 0.2])
+    assert noise_levels(msgspec.structs.replace(sampler, levels=1)) == pytest.approx([0.4])
+    assert along([1.0, 2.0, 4.0], 2) == [1.0, 4.0]
+    assert along([3.0], 4) == [3.0] * 4
+    with pytest.raises(ValueError, match="no knots"):
+        along([], 2)
+
+
 @pytest.mark.parametrize(
     ("stages", "rule", "message"),
     [
@@ -253,3 +282,9 @@ def test_levels_fall_from_the_first_to_the_last() -> None:
 def test_programs_that_cannot_be(stages: list[StageConfig], rule: str, message: str, data: Tensor) -> None:
     with pytest.raises(ConfigError, match=message):
         make_program(stages, SamplerConfig(rule=rule), {"": gaussian}, measured(MASK, data))
+
+
+def test_the_mean_reverting_equation_has_no_levels_one_by_one(data: Tensor) -> None:
+    sampler = SamplerConfig(rule="mean_reverting", sigma_steps=(0.2, 0.1))
+    with pytest.raises(ConfigError, match="sigma_steps"):
+        make_program([StageConfig()], sampler, {"": gaussian}, measured(MASK, data))

@@ -83,3 +83,18 @@ def test_frames_stand_where_coils_do(images):
         assert torch.allclose(found[:, coil, 0], image_low_rank(frames[:, coil, 0], 4, 20))
     with pytest.raises(ConfigError, match=r"reconstruction\.frames"):
         make_constraint(ConstraintConfig(kind="low_rank", over="frames"))(images)
+
+
+def test_a_share_bounds_the_rank_where_there_are_few_coils(images):
+    """115 of 8 x 8 windows asks four coils for 115 of 256 columns, and one, of 64, for 28: that there is air round the object."""
+    config = ConstraintConfig(kind="low_rank", window=8, rank=115, share=0.45)
+    assert torch.equal(make_constraint(config)(images), low_rank(images, 8, 115))
+    alone = images[:1]
+    assert torch.equal(make_constraint(config)(alone), low_rank(alone, 8, 28))
+    assert low_rank(alone, 8, 115) is alone
+    frames = torch.stack([alone, alone])
+    over = ConstraintConfig(kind="low_rank", window=8, rank=115, share=0.45, over="frames")
+    assert torch.equal(make_constraint(over)(frames), low_rank(frames.transpose(0, 1), 8, 57).transpose(0, 1))
+    noisy = alone + 0.05 * random(*alone.shape)
+    after = make_constraint(config)(noisy)
+    assert float((after - alone).norm()) < 0.9 * float((noisy - alone).norm())
