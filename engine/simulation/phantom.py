@@ -1,4 +1,4 @@
-"""The Shepp-Logan head as ellipses: images on any grid, and k-space in closed form at any point.
+"""The Shepp-Logan head and others as ellipses: images on any grid, and k-space in closed form at any point.
 
 Positions r are in units of the field of view: (0, 0) is its center, x runs along the readout, y along the phase
 encoding (down the picture), and the field reaches from -0.5 to 0.5. Spatial frequencies k are in cycles per field of
@@ -15,7 +15,7 @@ from typing import Literal
 import numpy as np
 from scipy.special import j1
 
-__all__ = ["Ellipse", "Phantom", "random_phantom", "shepp_logan"]
+__all__ = ["Ellipse", "Phantom", "beating_heart", "random_phantom", "shepp_logan"]
 
 Contrast = Literal["modified", "classic"]
 
@@ -125,6 +125,44 @@ def random_phantom(generator: np.random.Generator) -> Phantom:
     return Phantom(tuple(ellipses))
 
 
+def beating_heart(phase: float) -> Phantom:
+    """A chest in cross-section at `phase` of the heart beat, periodic in 1: 0 is filled, 1/2 contracted.
+
+    Both ventricles and the aorta change in size, the ventricle's wall thickens, the heart turns and moves a little; all else
+    stands still. Values lie from 0 to about 1. For dynamic imaging, where motion is to be told from fold-over.
+    """
+    squeeze = (1 - math.cos(2 * math.pi * phase)) / 2
+    pool, outer, flow = (
+        0.085 * (1 - 0.4 * squeeze),
+        0.115 - 0.012 * squeeze,
+        0.5 - 0.5 * math.cos(2 * math.pi * (phase - 0.15)),
+    )
+    x, y, turn = 0.06 + 0.008 * squeeze, -0.03 - 0.012 * squeeze, 0.5 + 0.15 * squeeze
+    moving = (
+        Ellipse(0.55, (x - 0.14, y + 0.01), (0.10 - 0.03 * squeeze, 0.055 - 0.012 * squeeze), turn + 0.9),
+        Ellipse(0.15, (x, y), (outer, outer * 0.92), turn),
+        Ellipse(0.50, (x, y), (pool, pool * 0.88), turn),
+        Ellipse(-0.35, (x + 0.4 * pool, y + 0.3 * pool), (0.016, 0.013), turn),
+        Ellipse(-0.35, (x - 0.2 * pool, y - 0.5 * pool), (0.014, 0.012), turn),
+        Ellipse(0.45, (0.05, 0.2), (0.028 + 0.005 * flow, 0.028 + 0.005 * flow)),
+    )
+    return Phantom((*(Ellipse(value, center, axes, angle) for value, center, axes, angle in _CHEST), *moving))
+
+
+_CHEST = (
+    (0.75, (0.0, 0.0), (0.46, 0.36), 0.0),
+    (-0.45, (0.0, 0.0), (0.43, 0.33), 0.0),
+    (-0.22, (-0.24, 0.02), (0.14, 0.23), 0.15),
+    (-0.22, (0.25, 0.02), (0.13, 0.22), -0.15),
+    (0.20, (0.0, 0.26), (0.05, 0.045), 0.0),
+    (-0.25, (0.0, 0.262), (0.018, 0.018), 0.0),
+    (0.25, (-0.28, -0.08), (0.010, 0.008), 0.3),
+    (0.25, (0.30, 0.10), (0.008, 0.011), 0.0),
+    (0.20, (-0.2, 0.14), (0.007, 0.007), 0.0),
+    (0.30, (0.36, 0.16), (0.012, 0.03), 0.6),
+    (0.30, (-0.37, -0.14), (0.012, 0.03), 0.6),
+)
+"""Value, center, axes and turn of what stands still in `beating_heart`: fat, muscle, lungs and their vessels, spine, ribs."""
 _SHAPES = (
     (0.69, 0.92, 0.0, 0.0, 0.0),
     (0.6624, 0.874, 0.0, -0.0184, 0.0),

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from scanside.engine.headers import AcquisitionFlag, has_flag
 from scanside.engine.simulation import shepp_logan, simulate_scan
 from scanside.engine.simulation.coils import coil_kspace, coil_maps, object_phase
-from scanside.engine.simulation.phantom import Ellipse, Phantom
+from scanside.engine.simulation.phantom import Ellipse, Phantom, beating_heart
 from scanside.engine.simulation.sampling import cartesian_lines, golden_spokes, spiral_arms
 from skimage.data import shepp_logan_phantom
 
@@ -93,6 +93,21 @@ def test_moving_turns_and_scales():
     np.testing.assert_allclose(image, np.rot90(head.image((65, 65)), -1), atol=1e-6)
     zero = np.zeros(1)
     assert head.moved(scale=0.5).kspace(zero, zero)[0] == pytest.approx(head.kspace(zero, zero)[0] / 4)
+
+
+def test_a_heart_beats_in_a_chest_that_stands_still():
+    """Periodic, with less blood halfway, and only the heart and the aorta change; k-space is that of the image."""
+    frames = np.stack([beating_heart(phase).image((64, 64)) for phase in (0.0, 0.25, 0.5, 0.75, 1.0)])
+    assert np.allclose(frames[0], frames[4])
+    assert frames.min() > -0.01
+    assert frames.max() < 1.2
+    moving = frames.std(axis=0) > 1e-9
+    assert 0.02 < moving.mean() < 0.12
+    assert not moving[:20].any()
+    assert frames[2].sum() < frames[0].sum()
+    kx, ky = grid(64)
+    exact = centered_inverse(beating_heart(0.25).kspace(kx, ky)).real * 64
+    assert np.linalg.norm(exact - frames[1]) < 0.15 * np.linalg.norm(frames[1])
 
 
 def test_coil_kspace_is_the_transform_of_map_times_object():
