@@ -34,6 +34,7 @@ __all__ = [
     "prepared",
     "scatter",
     "scatter_launches",
+    "start_of",
 ]
 
 PLAIN, PLANE, SPACE = 0, 1, 2
@@ -147,7 +148,7 @@ def gather_into(
     """
     if _native(rows):
         sizes = (image.numel() // math.prod(table.shape), len(table.elements), rows.shape[-1] - _AROUND)
-        settings = (*_grid(table), *_start(delay), weighting)
+        settings = (*_grid(table), *start_of(delay), weighting)
         _gather(rows.data_ptr(), *sizes, *settings, image.data_ptr(), threads or native.threads())
     elif _cuda(rows):
         device.launch(*gather_launches(rows, table, image, delay=delay, weighting=weighting))
@@ -210,7 +211,7 @@ def scatter(
         device.launch(*scatter_launches(image, table, rows, delay=delay, weighting=weighting))
         return rows
     sizes = (rows.shape[:-2].numel(), len(elements), samples)
-    settings = (*_grid(table), *_start(delay), weighting)
+    settings = (*_grid(table), *start_of(delay), weighting)
     _scatter(image.data_ptr(), *sizes, *settings, rows.data_ptr(), native.threads())
     return rows
 
@@ -286,7 +287,7 @@ def gather_launches(rows: Tensor, table: Table, image: Tensor, *, delay: float, 
     """What `gather_into` runs on a CUDA device."""
     nz, ny, nx = table.shape
     grid = (-(-nx // _BLOCK[0]), -(-ny // _BLOCK[1]), nz * (image.numel() // (nz * ny * nx)))
-    sizes = (len(table.elements), rows.shape[-1] - _AROUND, nx, ny, nz, *_start(delay))
+    sizes = (len(table.elements), rows.shape[-1] - _AROUND, nx, ny, nz, *start_of(delay))
     arguments = (rows, table.elements, table.x, table.y, table.z, image, *sizes)
     macros = (("SCS_WEIGHTING", weighting),)
     return [device.Launch("photoacoustic.cu", "scs_pat_gather", grid, _BLOCK, arguments, macros)]
@@ -299,7 +300,7 @@ def scatter_launches(image: Tensor, table: Table, rows: Tensor, *, delay: float,
     fits = shared <= _MOST_SHARED
     grid = (len(table.elements), rows.shape[:-2].numel(), 1)
     nz, ny, nx = table.shape
-    arguments = (image, table.elements, table.x, table.y, table.z, rows, samples, nx, ny, nz, *_start(delay))
+    arguments = (image, table.elements, table.x, table.y, table.z, rows, samples, nx, ny, nz, *start_of(delay))
     macros = (("SCS_WEIGHTING", weighting), ("SCS_SHARED", int(fits)))
     bytes_ = shared if fits else 0
     return [device.Launch("photoacoustic.cu", "scs_pat_scatter", grid, (_THREADS, 1, 1), arguments, macros, bytes_)]
@@ -369,7 +370,7 @@ def _grid(table: Table) -> tuple[int, ...]:
     return (table.elements.data_ptr(), *(axis.data_ptr() for axis in axes), *(axis.shape[1] for axis in axes))
 
 
-def _start(delay: float) -> tuple[int, float]:
+def start_of(delay: float) -> tuple[int, float]:
     """What is whole in 1 - delay, and the rest: kernels move the row by the one and add the other to distances."""
     start = 1 - delay
     whole = math.floor(min(max(start, -_FURTHEST), _FURTHEST))

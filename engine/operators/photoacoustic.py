@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ...kernels import photoacoustic as kernels
+from ...kernels.photoacoustic_turned import Turned
 from .linear import LinearOperator
 from .photoacoustic_geometry import DetectorArray, PixelGrid, TimeAxis
 from .wave import time_matrix
@@ -45,17 +46,24 @@ class TimeOfFlight(LinearOperator):
     ) -> None:
         super().__init__(grid.shape, (len(array), time.samples))
         dimensions = {"plain": 1, "plane": 2, "space": 3}[weighting]
-        self._table = [part.to(device) for part in array.table(grid, time, dimensions=dimensions)]
+        table = array.table(grid, time, dimensions=dimensions)
+        self._table = [part.to(device) for part in table]
+        cpu = torch.device(device or "cpu").type == "cpu"
+        self._turned = Turned.of(*table) if weighting == "plain" and cpu else None
         self._volume = (len(grid.z), len(grid.y), len(grid.x))
         self._delay, self._weighting = time.delay, kernels.WEIGHTINGS[weighting]
 
     def _forward(self, x: Tensor) -> Tensor:
+        if self._turned is not None and _single(x, self.domain):
+            return self._turned.scatter(x, self.range[-1], self._delay)
         batch = x.shape[: x.ndim - len(self.domain)]
         image = x.reshape(*batch, *self._volume)
         signals: Tensor = kernels.pat_scatter(image, *self._table, self.range[-1], self._delay, self._weighting)
         return signals
 
     def _backward(self, y: Tensor) -> Tensor:
+        if self._turned is not None and _single(y, self.range):
+            return self._turned.gather(y, self._delay)
         image: Tensor = kernels.pat_gather(y, *self._table, self._delay, self._weighting)
         return image.reshape(*y.shape[: y.ndim - len(self.range)], *self.domain)
 
@@ -146,6 +154,12 @@ class PhotoacousticOperator(LinearOperator):
 
     def _backward(self, y: Tensor) -> Tensor:
         return self._product.H(y)
+
+
+def _single(x: Tensor, shape: tuple[int, ...]) -> bool:
+    """Whether it is one float32 on the processor, and no gradient is asked for."""
+    plain = x.dtype == torch.float32 and x.device.type == "cpu" and not (x.requires_grad and torch.is_grad_enabled())
+    return plain and x.shape == shape
 
 
 def _pixel(grid: PixelGrid) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import msgspec
 import numpy as np
@@ -18,8 +18,9 @@ from ..errors import ConfigError
 from ..messages import PhotoacousticHeader
 from ..operators.photoacoustic_geometry import DetectorArray, PixelGrid, TimeAxis
 from ..operators.photoacoustic_views import BeamformedOperator, completed, full_ring
-from ..priors.denoiser import Denoiser
+from ..priors.denoiser import DenoiseFunction, Denoiser
 from ..priors.storage import ModelCard, load_weights
+from ..runtimes import ArtefactCache, GuardedDenoiser, RuntimeConfig, Shape, select
 from ..samplers.loop import Program
 from ..samplers.photoacoustic import (
     LEVEL,
@@ -42,6 +43,10 @@ _SAMPLES_PER_PERIOD = 2.857
 """Working sampling rate over the upper end of the band, as in training."""
 _FINEST = 384
 """Rows of a full ring, at least: more than a field of view in most rings needs."""
+_LARGEST = 1 << 22
+"""Numbers in the matrix of band-pass and change of rate: above, Fourier transforms are faster, and memory is not wasted."""
+_TOGETHER = 256
+"""Of its rows, what is made at once."""
 _HOPE = 0.95
 """What a shot that was passed over leaves of the time that the loop is expected to take, so that it is tried again."""
 
@@ -66,6 +71,12 @@ def _denoiser(name: str) -> Denoiser:
     return _prior(name)[0]
 
 
+@functools.lru_cache(maxsize=16)
+def _selected(name: str, pixels: tuple[int, int], options: RuntimeConfig) -> GuardedDenoiser:
+    """What runs these weights on one image of (y, x); chosen once per process, since it takes seconds."""
+    return select(_denoiser(name), Shape(1, 1, *pixels), options, cache=ArtefactCache()).denoiser
+
+
 class PriorShots:
     """The images of a stream by a learned prior, and what they say of how they were made.
 
@@ -85,6 +96,15 @@ class PriorShots:
             full_ring(np.asarray(header.positions_m, np.float64), _FINEST)
         except ConfigError as error:
             self.refused = str(error)
+        else:
+            for stage in config.stages:
+                self._denoiser(stage.prior.weights)
+
+    def _denoiser(self, name: str) -> DenoiseFunction:
+        """What runs the weights; of systems on signals torch, as the number of samples follows the speed of sound."""
+        if domain_of(self._config.stages) != "image":
+            return _denoiser(name)
+        return _selected(name, (self._pixels[1], self._pixels[0]), self._config.runtime)
 
     def image(
         self,
@@ -137,6 +157,7 @@ class PriorShots:
             t0_samples=delay,
             dead=np.flatnonzero(silent).tolist(),
             adc_offset=self._header.adc_offset,
+            denoisers=self._denoiser,
         )
 
     def attributes(self) -> dict[str, str]:
@@ -147,6 +168,10 @@ class PriorShots:
         told = {"scanside_deadline": kept} if self._config.reconstruction.deadline_ms else {}
         if self.solved is None:
             return told
+        for stage in self._config.stages:
+            status = getattr(self._denoiser(stage.prior.weights), "status", None)
+            ran = {"scanside_runtime": ["torch", "float32", "cpu"]} if status is None else status.attributes()
+            told |= {name: " ".join(values) for name, values in ran.items()}
         return told | {
             "scanside_generative": "1",
             "scanside_method": "prior",
@@ -162,7 +187,8 @@ class PriorBeamformer:
     """Shots to images by a learned prior; takes the place of a `LiveBeamformer`. Arguments as there, and the configuration.
 
     The image is that which delay-and-sum of the whole ring would show, of which the elements are a part: all of it, every n-th
-    element, or an arc. Raises ConfigError for arrays that are no part of a ring, and for weights that are not there.
+    element, or an arc. denoisers: what runs weights of a name, by default torch. Raises ConfigError for arrays that are no part
+    of a ring, and for weights that are not there.
     """
 
     def __init__(
@@ -177,6 +203,7 @@ class PriorBeamformer:
         t0_samples: float = 0.0,
         dead: Sequence[int] = (),
         adc_offset: float = 0.0,
+        denoisers: Callable[[str], DenoiseFunction] = _denoiser,
     ) -> None:
         self.config, self.domain = config, domain_of(config.stages)
         for stage in config.stages:
@@ -195,6 +222,8 @@ class PriorBeamformer:
         self._operators: tuple[BeamformedOperator, BeamformedOperator] | None = None
         self._window = (0, 0)
         self._samples = 0
+        self._slowing: Tensor | None = None
+        self._denoisers = denoisers
 
     def set_speed_of_sound(self, speed_of_sound: float) -> None:
         """For the shots from now on, in m/s."""
@@ -256,15 +285,30 @@ class PriorBeamformer:
             self._samples, self._operators = frame.shape[1], None
         self.operators()
         alive = torch.from_numpy(np.asarray(frame[self._alive], np.float32) - np.float32(self._offset))
-        filtered = band_pass(alive, self._band, self._sampling)
-        first, count = self._window
-        every = self._every()
-        spectrum = torch.fft.rfft(filtered, n=2 * every * _up(self._samples, every))
-        length = 2 * _up(self._samples, every)
-        slow = torch.fft.irfft(spectrum[..., : length // 2 + 1], n=length)[..., first : first + count] / every
-        ring = torch.zeros(len(self._ring), count)
-        ring[self._rows[self._alive]] = slow
+        ring = torch.zeros(len(self._ring), self._window[1])
+        ring[self._rows[self._alive]] = self._slowed(alive) if self._slowing is None else alive @ self._slowing
         return ring
+
+    def _slowed(self, signals: Tensor) -> Tensor:
+        """Band-pass, change of rate and choice of the window, of rows (..., samples)."""
+        filtered = band_pass(signals, self._band, self._sampling)
+        (first, count), every = self._window, self._every()
+        length = 2 * _up(self._samples, every)
+        spectrum = torch.fft.rfft(filtered, n=every * length)
+        slow: Tensor = torch.fft.irfft(spectrum[..., : length // 2 + 1], n=length)
+        return slow[..., first : first + count] / every
+
+    def _slowing_matrix(self) -> Tensor | None:
+        """`_slowed` as a matrix (samples, window), which takes a fraction of the time; None where it would be large."""
+        if self._samples * self._window[1] > _LARGEST:
+            return None
+        matrix = torch.empty(self._samples, self._window[1])
+        for first in range(0, self._samples, _TOGETHER):
+            count = min(_TOGETHER, self._samples - first)
+            unit = torch.zeros(count, self._samples, dtype=torch.float64)
+            unit[torch.arange(count), torch.arange(first, first + count)] = 1
+            matrix[first : first + count] = self._slowed(unit)
+        return matrix
 
     def _every(self) -> int:
         return max(1, int(self._sampling / (_SAMPLES_PER_PERIOD * self._band[1])))
@@ -289,6 +333,7 @@ class PriorBeamformer:
             array = DetectorArray.at(self._ring)
             full = BeamformedOperator(array, self.grid, axis)
             self._operators = full, full.part(self.measured.numpy())
+            self._slowing = self._slowing_matrix()
         return self._operators
 
     def _inside(self) -> bool:
@@ -322,7 +367,7 @@ class PriorBeamformer:
         stages, sampler, measured = self.config.stages, self.config.sampler, self.measured
         if self.domain == "image":
             consistency = image_consistency(*self.operators(), signals, start, measured)
-            return photoacoustic_program(stages, sampler, _denoiser, consistency)
+            return photoacoustic_program(stages, sampler, self._denoisers, consistency)
         conditions = row_conditions(signals, measured, start)
         if self.domain == "signals":
             return photoacoustic_program(
