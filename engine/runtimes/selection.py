@@ -153,7 +153,11 @@ def _kept_choice(cache: ArtefactCache, key: dict[str, str]) -> tuple[str, str] |
 def _try(candidate: _Candidate, model: nn.Module, shape: Shape, load: LoadOptions, golden: Sequence[Golden]) -> None:
     """Load a candidate and test it; what is wrong with it goes into its trial."""
     runtime, trial = candidate.runtime, candidate.trial
-    found = runtime.available(load.device, trial.precision)
+    try:
+        found = runtime.available(load.device, trial.precision)
+    except RuntimeFailed as failure:  # installed, and broken
+        candidate.trial = msgspec.structs.replace(trial, state="unavailable", reason=str(failure))
+        return
     if not found.ok:
         candidate.trial = msgspec.structs.replace(
             trial, state="unavailable", version=found.version, reason=found.reason, remedy=found.remedy

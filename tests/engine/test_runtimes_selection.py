@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import copy
 import importlib.util
+import os
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -121,6 +124,30 @@ def test_wrong_weights_are_refused(real: Runtime, small_denoiser: Make) -> None:
     assert (trial.state, trial.tolerance) == ("refused", 1e-4)
     assert "allowed is 0.0001" in trial.reason
     assert found.chosen.runtime == "torch"
+
+
+BROKEN = ("openvino", "onnxruntime")
+CHOOSE = """
+from scanside.engine.config_priors import NetworkConfig
+from scanside.engine.priors.denoiser import Denoiser
+from scanside.engine.runtimes import Shape, select
+model = Denoiser.of_size(NetworkConfig(channels=2, widths=(8, 8), blocks=1, shuffle=2)).eval()
+chosen = select(model, Shape(1, 2, 16, 16))
+print(chosen.chosen.runtime, [t.reason for t in chosen.trials if t.runtime == "openvino"])
+"""
+
+
+def test_a_package_that_is_installed_and_broken_costs_its_own_runtime(tmp_path: Path) -> None:
+    for name in (*BROKEN, "onnx", "onnxscript"):
+        (tmp_path / name).mkdir()
+        fault = "raise ImportError('libfoo.so: cannot open shared object file')" if name in BROKEN else ""
+        (tmp_path / name / "__init__.py").write_text(fault)
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    words = [sys.executable, "-c", CHOOSE]
+    ended = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=100)
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout.startswith("torch ")
+    assert "libfoo.so" in ended.stdout
 
 
 def test_nothing_left_is_an_error_that_says_why(small_denoiser: Make) -> None:
