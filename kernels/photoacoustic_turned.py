@@ -114,10 +114,8 @@ def _groups(elements: Tensor) -> list[list[int]]:
         signs = torch.tensor([-1.0 if flip_x else 1.0, -1.0 if flip_y else 1.0], dtype=torch.float64)
         found.append(tree.query((there * signs).numpy(), distance_upper_bound=_NEAR)[1])
     groups, seen = [], set()
-    along_x = torch.argsort(
-        places[:, 0].abs(), descending=True
-    )  # from there no two points of a line have the same distance
-    for element in along_x.tolist():
+    outwards = places[:, 0].abs()  # from the furthest along x no two points of a line have the same distance
+    for element in torch.argsort(outwards, descending=True).tolist():
         if element in seen:
             continue
         group = []

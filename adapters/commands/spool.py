@@ -84,7 +84,8 @@ def replay_file(options: ReplayOptions) -> int:
     out, errors, images = console(), console(stderr=True), list[Image]()
     path, store, xml = _find(options.file, options.folder), ConfigStore(options.folders), b""
     reader = _opened(path)
-    for reply in _replies(reader, store, options):
+    noise = NoiseFiles(path.parent / NOISE_FOLDER)
+    for reply in _replies(reader, store, options, noise):
         for frame in Framer().feed(b"".join(reply.buffers)):
             if frame.id == MessageId.IMAGE:
                 images.append(mrd.image(frame))
@@ -105,14 +106,13 @@ def replay_file(options: ReplayOptions) -> int:
     return 0
 
 
-def _replies(reader: SpoolReader, store: ConfigStore, options: ReplayOptions) -> Iterator[Reply]:
+def _replies(reader: SpoolReader, store: ConfigStore, options: ReplayOptions, noise: NoiseFiles) -> Iterator[Reply]:
     """What the server's worker would have answered."""
     facts = reader.facts
     if facts is None:
         return
     parameters: dict[str, Value] = {**facts.parameters, **options.overrides}
     threads = options.threads or len(os.sched_getaffinity(0))
-    noise = NoiseFiles((options.folder or default_folder()) / NOISE_FOLDER)
     scan = scan_for(store, options.config or facts.config, parameters, facts.dialect, noise, threads)
     yield from scan.take(_frames(reader), time.monotonic())
     _report(reader)

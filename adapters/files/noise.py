@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import threading
 from collections.abc import Iterator, MutableMapping
 from pathlib import Path
 
@@ -46,6 +47,7 @@ class NoiseFiles(MutableMapping[str, NoiseModel]):
     def __init__(self, folder: Path | None = None, most: int = 256) -> None:
         self._folder, self._most = folder, most
         self._known: dict[str, NoiseModel] = {}
+        self._lock = threading.Lock()
 
     def __getitem__(self, measurement: str) -> NoiseModel:
         stored = self._read(measurement)  # another process may have measured anew under the same name
@@ -76,15 +78,16 @@ class NoiseFiles(MutableMapping[str, NoiseModel]):
         return len(self._known)
 
     def _remember(self, measurement: str, model: NoiseModel) -> None:
-        self._known.pop(measurement, None)  # so that it is the newest
-        self._known[measurement] = model
-        while len(self._known) > self._most:
-            self._known.pop(next(iter(self._known)), None)
+        with self._lock:  # sessions are threads
+            self._known.pop(measurement, None)  # so that it is the newest
+            self._known[measurement] = model
+            while len(self._known) > self._most:
+                self._known.pop(next(iter(self._known)))
 
     @staticmethod
     def _path(folder: Path, measurement: str) -> Path:
         """Named by a digest: what a scanner calls a measurement need not be a file name."""
-        return folder / (hashlib.sha256(measurement.encode("utf-8", "surrogatepass")).hexdigest()[:32] + _SUFFIX)
+        return folder / (hashlib.sha256(measurement.encode()).hexdigest()[:32] + _SUFFIX)
 
     def _read(self, measurement: str) -> NoiseModel | None:
         if self._folder is None:
