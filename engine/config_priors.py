@@ -230,6 +230,8 @@ class TrainingConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     """Through the loop: share of the batches with several coils."""
     loop_steps: tuple[Count, Count] = (4, 8)
     """Through the loop: fewest and most steps of a run, whatever `sampler.levels` says."""
+    loop_emphasis: Annotated[float, msgspec.Meta(ge=0, le=100)] = 2.0
+    """Through the loop: the image after step k of J weighs (k / J) to this power; 0: all alike, large: the last one alone."""
     scenes: Annotated[int, msgspec.Meta(ge=2, le=100000)] = 800
     """Photoacoustics: simulated scenes to train on."""
     flawed: Share = 0.0

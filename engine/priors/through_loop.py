@@ -106,10 +106,10 @@ class LoopTrainer(Trainer):
     """A `Trainer` whose loss is of the images after each step of a program: the logarithm of their squared error.
 
     So a factor in the error weighs alike where much and where little is missing; the mean over images is that of PSNR, and what
-    is subtracted, that of the starting image, makes the loss a gain in nepers. Late steps weigh more. The number of steps
-    (`training.loop_steps`), masks, net accelerations 2 to 12, noise up to 2 % and, in `training.coil_share` of the batches, 4 to
-    12 coils are random; `training.denoising_share` of the batches are plain denoising. `stages` and `sampler` are those of the
-    system. Where training is in half precision the network alone is, never data consistency.
+    is subtracted, that of the starting image, makes the loss a gain in nepers. Late steps weigh more (`training.loop_emphasis`).
+    The number of steps (`training.loop_steps`), masks, net accelerations 2 to 12, noise up to 2 % and, in `training.coil_share` of
+    the batches, 4 to 12 coils are random; `training.denoising_share` of the batches are plain denoising. `stages` and `sampler`
+    are those of the system. Where training is in half precision the network alone is, never data consistency.
     """
 
     kinds: Sequence[str] = ("cartesian", "random", "radial", "uniform")
@@ -153,7 +153,7 @@ class LoopTrainer(Trainer):
         before, least = _squares(start - truth), 1e-5 * _squares(truth)
         total, weight = torch.zeros(()), 0.0
         for estimate in program.unrolled(start):
-            share = (estimate.step / estimate.steps) ** 2
+            share = (estimate.step / estimate.steps) ** self.config.loop_emphasis
             gained = (_squares(estimate.image - truth) + least) / (before + least)
             total = total + share * gained.log().mean()
             weight += share

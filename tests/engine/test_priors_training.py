@@ -364,6 +364,18 @@ def test_plain_denoising_is_part_of_it() -> None:
     assert through.step() == pytest.approx(0.0, abs=0.5)  # a new network gains nothing
 
 
+def test_emphasis_goes_from_all_steps_alike_to_the_last_alone() -> None:
+    def loss(steps: int, emphasis: float) -> float:
+        training = loop_trainer(coil_share=0.0, loop_steps=(steps, steps), loop_emphasis=emphasis)
+        with_weights(training.denoiser.network)
+        with torch.no_grad():
+            return float(training.loss(torch.Generator().manual_seed(5)))
+
+    first, last = loss(1, 2.0), loss(2, 100.0)
+    assert first != pytest.approx(last, abs=1e-3)
+    assert loss(2, 0.0) == pytest.approx((first + last) / 2, abs=1e-5)
+
+
 def test_a_range_of_steps_that_is_none() -> None:
     with pytest.raises(ConfigError, match="loop_steps"):
         loop_trainer(loop_steps=(5, 3))
