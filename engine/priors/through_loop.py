@@ -107,9 +107,9 @@ class LoopTrainer(Trainer):
 
     So a factor in the error weighs alike where much and where little is missing; the mean over images is that of PSNR, and what
     is subtracted, that of the starting image, makes the loss a gain in nepers. Late steps weigh more (`training.loop_emphasis`).
-    The number of steps (`training.loop_steps`), masks, net accelerations 2 to 12, noise up to 2 % and, in `training.coil_share` of
-    the batches, 4 to 12 coils are random; `training.denoising_share` of the batches are plain denoising. `stages` and `sampler`
-    are those of the system. Where training is in half precision the network alone is, never data consistency.
+    The number of steps (`training.loop_steps`), masks, net accelerations 2 to 12, noise up to 2 % and, in `training.coil_share`
+    of the batches, 4 to 12 coils are random; `training.denoising_share` of the batches are plain denoising. `stages` and
+    `sampler` are those of the system. Where training is in half precision the network alone is, never data consistency.
     """
 
     kinds: Sequence[str] = ("cartesian", "random", "radial", "uniform")
