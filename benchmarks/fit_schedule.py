@@ -1,6 +1,8 @@
-"""Fit the noise level, relaxation and momentum of each step of `mri/online_undistilled` to images that its prior never saw.
+"""Fit the noise level, relaxation and momentum of each step of an online system to images that its prior never saw.
 
-    python benchmarks/fit_schedule.py --data data/mri/siat_train.npz --iterations 90
+    python benchmarks/fit_schedule.py --data data/mri/siat_train.npz                     # mri/online_undistilled
+    python benchmarks/fit_schedule.py --data data/mri/siat_train.npz --system mri/online --weights WEIGHTS --iterations 70 \
+        --sigma 0.15 0.02 --relaxation 1 --momentum 0.6 --rate 0.03
 
 Three numbers a step, the network as it is: so this is a choice of step sizes by gradients, no training of a prior. The last
 19 images of the training set, which were kept back from all training, are undersampled by random masks of the kinds that
@@ -32,19 +34,18 @@ from torch import Tensor
 HELD_OUT = 19
 KINDS = ("radial", "random", "cartesian", "random", "uniform")
 """Of the masks, in turn; the last, regular lines, is that with several coils."""
-SYSTEM = "mri/online_undistilled"
 
 
 def main() -> None:
     """Command line."""
     options = _options()
     torch.set_num_threads(options.threads)
-    stage = ConfigStore().get(SYSTEM).stages[0]
-    denoiser = load_weights(stage.prior.weights)[0].eval().to(memory_format=torch.channels_last)
+    stage = ConfigStore().get(options.system).stages[0]
+    denoiser = load_weights(options.weights or stage.prior.weights)[0].eval().to(memory_format=torch.channels_last)
     denoiser.requires_grad_(requires_grad=False)
-    steps = Steps(options.steps)
+    steps = Steps(options.steps, options.sigma, options.relaxation, options.momentum)
     images = _images(options.data)
-    optimizer = torch.optim.Adam(steps.parameters(), lr=0.06, betas=(0.9, 0.95))
+    optimizer = torch.optim.Adam(steps.parameters(), lr=options.rate, betas=(0.9, 0.95))
     falling = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda n: min(1.0, 2.5 * (1 - n / options.iterations)))
     generator, gains = torch.Generator().manual_seed(0), []
     for _ in track(range(options.iterations), "fitting"):
@@ -66,8 +67,16 @@ def main() -> None:
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="siat_train.npz, whose last images were kept back")
+    parser.add_argument("--system", default="mri/online_undistilled", help="whose prior and data consistency are used")
+    parser.add_argument("--weights", default="", help="in place of those of the system")
     parser.add_argument("--iterations", type=int, default=90)
     parser.add_argument("--steps", type=int, default=8)
+    parser.add_argument(
+        "--sigma", type=float, nargs=2, default=(0.3, 0.02), help="first and last noise level to begin with"
+    )
+    parser.add_argument("--relaxation", type=float, default=1.6, help="of each step, to begin with")
+    parser.add_argument("--momentum", type=float, default=0.3, help="of each step, to begin with")
+    parser.add_argument("--rate", type=float, default=0.06, help="learning rate")
     parser.add_argument("--threads", type=int, default=1)
     return parser.parse_args()
 
@@ -75,11 +84,11 @@ def _options() -> argparse.Namespace:
 class Steps(torch.nn.Module):
     """Noise level, relaxation and momentum of each step, from a geometric schedule on."""
 
-    def __init__(self, count: int) -> None:
+    def __init__(self, count: int, sigma: Sequence[float], relaxation: float, momentum: float) -> None:
         super().__init__()
-        self.log_sigma = torch.nn.Parameter(torch.linspace(math.log(0.3), math.log(0.02), count))
-        self.relaxation = torch.nn.Parameter(torch.full((count,), 1.6))
-        self.momentum = torch.nn.Parameter(torch.full((count,), 0.3))
+        self.log_sigma = torch.nn.Parameter(torch.linspace(math.log(sigma[0]), math.log(sigma[1]), count))
+        self.relaxation = torch.nn.Parameter(torch.full((count,), relaxation))
+        self.momentum = torch.nn.Parameter(torch.full((count,), momentum))
 
     @torch.no_grad()
     def clamp(self) -> None:
