@@ -49,6 +49,8 @@ _TOGETHER = 256
 """Of its rows, what is made at once."""
 _HOPE = 0.95
 """What a shot that was passed over leaves of the time that the loop is expected to take, so that it is tried again."""
+_PATIENCE = 64
+"""At most so many times as many shots are passed over: twice as many after each try that came too late again."""
 
 
 class Solved(msgspec.Struct, frozen=True, eq=False, kw_only=True):
@@ -88,7 +90,7 @@ class PriorShots:
         self.refused = ""
         self.solved: Solved | None = None
         self.late = False
-        self._expected = 0.0
+        self._expected, self._patience = 0.0, 1
         self._config, self._header, self._pixels, self._view = config, header, pixels, view
         self._known: tuple[object, PriorBeamformer] | None = None
         try:
@@ -139,11 +141,13 @@ class PriorShots:
         """
         begun = time.monotonic()
         if deadline is not None and begun + self._expected > deadline:
-            self._expected *= _HOPE
+            self._expected *= _HOPE ** (1 / self._patience)
             return None
         solved = beamformer.solve(samples, deadline=deadline)
         if not cold:
             self._expected = (time.monotonic() - begun) * solved.steps / solved.step
+            in_time = not solved.late and (deadline is None or time.monotonic() <= deadline)
+            self._patience = 1 if in_time else min(2 * self._patience, _PATIENCE)
         return None if solved.late else solved
 
     def _made(self, silent: NDArray[np.bool_], speed: float, delay: float) -> PriorBeamformer:

@@ -414,6 +414,23 @@ def test_a_loop_that_was_too_slow_once_is_tried_again(scenes: list[Recorded]) ->
     assert not shots.late
 
 
+def test_a_loop_that_is_always_too_slow_is_tried_ever_more_seldom(scenes: list[Recorded]) -> None:
+    scene, config = scenes[0], system("pat/online", reconstruction__deadline_ms=0.5)
+    header, half = ring_header(scene.ring.positions_m[SPARSE], scene), scene.ring.view_m / 2
+    shots = PriorShots(config, header, (32, 32), (-half, half, -half, half))
+    silent, speed, delay = np.zeros(header.elements, bool), scene.ring.speed_of_sound, scene.ring.first_sample
+    tries: list[int] = []
+    for number in range(100_000):
+        before = shots._expected
+        assert shots.image(scene.signals[SPARSE], silent, speed, delay, time.monotonic()) is None
+        if shots._expected > before:
+            tries.append(number)
+        if len(tries) == 5:
+            break
+    first, *_, last = np.diff(tries)
+    assert last > 2 * first
+
+
 def test_an_array_that_is_no_ring_gets_plain_images_marked(scenes: list[Recorded]) -> None:
     scene = scenes[0]
     positions = np.random.default_rng(2).normal(0, 0.02, (32, 3)) + np.array([0.05, 0, 0])
