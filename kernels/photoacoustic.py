@@ -3,7 +3,8 @@
 Lengths are in samples: metres times sampling rate over speed of sound. Elements are a table (element, 7): position x, y, z,
 inward normal x, y, z, and a weight, 0 for a dead element. A point at distance d from an element reads its row at
 d - delay by linear interpolation, zeros lying around the row. Points form a grid along z, y and x; an image in the plane has
-one z. The weighting says what an element counts for at a point: see `WEIGHTINGS`.
+one z. The weighting says what an element counts for at a point: see `WEIGHTINGS`. Compiled for the processor, both directions
+take times of flight of evenly spaced points from polynomials where these are wrong by at most 1e-4 samples.
 """
 
 from __future__ import annotations

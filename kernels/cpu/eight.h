@@ -82,6 +82,20 @@ SCS_HD void add_pairs(float* pairs, Whole k, Eight first, Eight second)
     both(at[6], at[7], _mm256_extractf128_ps(high, 1));
 }
 
+/* to[0] += pair[0], to[1] += pair[1] */
+SCS_HD void add_pair(float* to, const float* pair)
+{
+    const auto both = [](const float* from) { return _mm_castpd_ps(_mm_load_sd(reinterpret_cast<const double*>(from))); };
+    _mm_store_sd(reinterpret_cast<double*>(to), _mm_castps_pd(_mm_add_ps(both(to), both(pair))));
+}
+
+SCS_HD void store_pairs(float* to, Eight first, Eight second)
+{
+    const __m256 low = _mm256_unpacklo_ps(first, second), high = _mm256_unpackhi_ps(first, second);
+    store8(to, _mm256_permute2f128_ps(low, high, 0x20));
+    store8(to + EIGHT, _mm256_permute2f128_ps(low, high, 0x31));
+}
+
 #else
 
 SCS_HD Eight multiply_add(Eight a, Eight b, Eight sum) { return a * b + sum; }
@@ -126,6 +140,13 @@ SCS_HD void add_pairs(float* pairs, Whole k, Eight first, Eight second)
     }
 }
 
+SCS_HD void add_pair(float* to, const float* pair) { to[0] += pair[0], to[1] += pair[1]; }
+
+SCS_HD void store_pairs(float* to, Eight first, Eight second)
+{
+    for (int i = 0; i < EIGHT; ++i) to[2 * i] = first[i], to[2 * i + 1] = second[i];
+}
+
 #endif
 
 /* What a loop reads and computes at once, before it looks numbers up eight at a time: the register, where that is wider. */
@@ -159,6 +180,23 @@ SCS_HD void load_pairs(const float* row, WideWhole k, Wide& first, Wide& second)
     first = joined(low[0], low[1]), second = joined(high[0], high[1]);
 }
 
+SCS_HD void store_pairs(float* to, Wide first, Wide second)
+{
+    const __m512i low = _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23), high = low + _mm512_set1_epi64(0x800000008);
+    store_wide(to, _mm512_permutex2var_ps(first, low, second));
+    store_wide(to + WIDE, _mm512_permutex2var_ps(first, high, second));
+}
+
+constexpr bool WINDOWS = true; /* whether there is `take_pairs` */
+
+/* from[k] and from[k + 1] for k = 0 ... 30, out of two registers: where numbers to look up lie so close, this beats a load of each. */
+SCS_HD void take_pairs(const float* from, WideWhole k, Wide& first, Wide& second)
+{
+    const Wide low = load_wide(from), high = load_wide(from + WIDE);
+    first = _mm512_permutex2var_ps(low, reinterpret_cast<__m512i>(k), high);
+    second = _mm512_permutex2var_ps(low, reinterpret_cast<__m512i>(k + 1), high);
+}
+
 #else
 
 constexpr int WIDE = EIGHT;
@@ -167,6 +205,8 @@ typedef Whole WideWhole;
 
 SCS_HD Wide load_wide(const float* from) { return load8(from); }
 SCS_HD void store_wide(float* to, Wide value) { store8(to, value); }
+constexpr bool WINDOWS = false;
+SCS_HD void take_pairs(const float* from, WideWhole k, Wide& first, Wide& second) { load_pairs(from, k, first, second); }
 
 #endif
 

@@ -68,6 +68,7 @@ struct Line {
         high = spread_over<V>(aside.high), low = spread_over<V>(aside.low);
         towards = spread_over<V>(static_cast<float>(dy) * element.towards_y + static_cast<float>(dz) * element.towards_z);
     }
+    Line(float high, float low, float towards) : high(spread_over<V>(high)), low(spread_over<V>(low)), towards(spread_over<V>(towards)) {}
 };
 
 /* An element as vectors see it. */
