@@ -207,10 +207,12 @@ def scatter(
     if image.dtype != torch.float32 or not (_native(image) or _cuda(image)) or not image.numel():
         return _torch_scatter(image, elements, x, y, z, samples, delay, weighting)
     table, image = Table.of(elements, x, y, z, image.device), image.contiguous()
-    rows = torch.zeros(*image.shape[:-3], len(elements), samples, device=image.device)
+    shape = (*image.shape[:-3], len(elements), samples)
     if not _native(image):
+        rows = torch.zeros(shape, device=image.device)
         device.launch(*scatter_launches(image, table, rows, delay=delay, weighting=weighting))
         return rows
+    rows = torch.empty(shape)
     sizes = (rows.shape[:-2].numel(), len(elements), samples)
     settings = (*_grid(table), *start_of(delay), weighting)
     _scatter(image.data_ptr(), *sizes, *settings, rows.data_ptr(), native.threads())
