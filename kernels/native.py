@@ -37,7 +37,7 @@ __all__ = [
     "threads",
 ]
 
-ABI = 6
+ABI = 7
 """Number of the interface that this package calls; the library has the same or is not used."""
 LEVELS = ("base", "avx2", "avx512")
 VARIABLE = "SCANSIDE_KERNELS"

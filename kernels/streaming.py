@@ -14,7 +14,7 @@ from .fft import transformable
 __all__ = ["readout_lines", "root_sum_of_squares", "takes"]
 
 _A, _N, _I, _F = native.ADDRESS, native.LENGTH, native.INTEGER, native.FLOAT
-_readout_lines = native.Function("scs_readout_lines", _A, _A, _A, *[_N] * 7, _I)
+_readout_lines = native.Function("scs_readout_lines", *[_A] * 4, *[_N] * 9, _I)
 _root_sum_of_squares = native.Function("scs_root_sum_of_squares", _A, _A, *[_N] * 3, _F, _I)
 
 
@@ -23,24 +23,41 @@ def takes(length: int) -> bool:
     return native.available() and transformable(length)
 
 
-def readout_lines(samples: np.ndarray, factors: Tensor, size: int, out: Tensor) -> None:
+def readout_lines(
+    samples: np.ndarray, factors: Tensor, size: int, out: Tensor, places: np.ndarray | None = None
+) -> None:
     """Transform readouts, keep the central positions and weigh them, where `takes(size)`.
 
     samples: complex64 (readouts, channels, n), n <= size, contiguous along the last axis, of any alignment, as they lie in a
     received message; they are filled with zeros to `size`. factors: complex64 (width,). out: complex64 (readouts, channels,
     width), gets sum over k of samples[k] exp(2 pi i k m / size) times its factor for m = -(width // 2), ...
-    Raises ValueError for shapes and types that do not fit.
+    With places, int64 (readouts,), each other than the others, out is complex64 (channels, lines, width) and gets the lines
+    of readout r at places[r]; its other lines stay as they are.
+    Raises ValueError for shapes, types and places that do not fit.
     """
     readouts, channels, count = samples.shape
     if samples.dtype != np.complex64 or samples.strides[2] != 8:
         raise ValueError(f"samples are {samples.dtype} with strides {samples.strides}, needed: complex64, contiguous")
-    if out.shape != (readouts, channels, len(factors)) or not out.is_contiguous() or not count <= size >= len(factors):
+    width, lines = len(factors), readouts if places is None else out.shape[1]
+    shape = (readouts, channels, width) if places is None else (channels, lines, width)
+    if out.shape != shape or not out.is_contiguous() or not count <= size >= width:
         raise ValueError(
-            f"out has shape {tuple(out.shape)} for samples {samples.shape}, {len(factors)} factors and size {size}"
+            f"out has shape {tuple(out.shape)} for samples {samples.shape}, {width} factors and size {size}"
         )
-    addresses = (samples.__array_interface__["data"][0], factors.data_ptr(), out.data_ptr())
-    sizes = (readouts, channels, count, *samples.strides[:2], size, len(factors))
+    where = 0 if places is None else _places(places, readouts, lines)
+    line, channel = (channels * width, width) if places is None else (width, lines * width)
+    addresses = (samples.__array_interface__["data"][0], factors.data_ptr(), out.data_ptr(), where)
+    sizes = (readouts, channels, count, *samples.strides[:2], size, width, line, channel)
     _readout_lines(*addresses, *sizes, native.threads())
+
+
+def _places(places: np.ndarray, readouts: int, lines: int) -> int:
+    """Their address, once it is certain that nothing is written elsewhere."""
+    fits = places.dtype == np.int64 and places.shape == (readouts,) and places.flags.c_contiguous
+    if not fits or (readouts and not 0 <= places.min() <= places.max() < lines):
+        raise ValueError(f"places do not fit {readouts} readouts, whose samples go to {lines} lines")
+    address: int = places.ctypes.data
+    return address
 
 
 def root_sum_of_squares(kspace: Tensor) -> Tensor | None:

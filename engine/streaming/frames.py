@@ -23,11 +23,9 @@ class CartesianFrame:
     def __init__(self, layout: CartesianLayout, coils: int) -> None:
         self.layout = layout
         self.coils = coils
-        shape = (coils, layout.depth, layout.height, layout.width)
-        self.kspace = torch.zeros(shape, dtype=torch.complex64)
-        self._flat = self.kspace.view(coils, -1, layout.width)
-        self._array = self._flat.numpy()
+        self._hold(torch.zeros((coils, layout.depth, layout.height, layout.width), dtype=torch.complex64))
         self.counts = np.zeros((layout.depth, layout.height), dtype=np.int32)
+        self._stale = np.zeros(layout.depth * layout.height, dtype=bool)  # lines that still hold an earlier frame's
         self._center_distance = 1 << 30
         self.averages = layout.averages
         self.readouts = 0
@@ -35,9 +33,14 @@ class CartesianFrame:
         self.received = 0.0
         self.header: np.ndarray | None = None
 
+    def _hold(self, kspace: torch.Tensor) -> None:
+        self._kspace = kspace
+        self.lines = kspace.view(self.coils, -1, self.layout.width)
+        """K-space as lines, complex64 (coil, line, width), for a kernel that puts them in place; see `room`."""
+
     def clear(self) -> None:
-        """Make ready for the next frame."""
-        self.kspace.zero_()
+        """Make ready for the next frame. Most lines are written anew then, so only those that are not will be set to zero."""
+        self._stale |= self.counts.reshape(-1) > 0
         self.counts[:] = 0
         self._center_distance = 1 << 30
         self.averages = self.layout.averages
@@ -45,40 +48,57 @@ class CartesianFrame:
         self.received = 0.0
         self.header = None
 
-    def add(self, lines: torch.Tensor, headers: np.ndarray, received: float) -> None:
-        """Put lines (n, coils, width) in place by their counters. Lines outside the matrix are counted and left out."""
+    def room(self, places: np.ndarray) -> bool:
+        """Whether lines with these places (see `CartesianLayout.places`) may be written over what k-space holds there.
+
+        They may when each lies within the matrix and none is there yet or comes twice.
+        """
+        free = places.min(initial=0) >= 0 and not self.counts.reshape(-1)[places].any()
+        return bool(free) and len(np.unique(places)) == len(places)
+
+    def note(self, headers: np.ndarray, places: np.ndarray, received: float) -> None:
+        """Take note of lines that were written to `lines`, for which there was `room`."""
         self.readouts += len(headers)
         self.received = received
-        idx = headers["idx"]
-        rows, parts = self.layout.row(idx["kspace_encode_step_1"]), self.layout.partition(idx["kspace_encode_step_2"])
-        inside = (rows >= 0) & (rows < self.layout.height) & (parts >= 0) & (parts < self.layout.depth)
+        self._stale[places] = False
+        self.counts.reshape(-1)[places] = 1
+        self._describe(headers, places)
+
+    def add(self, lines: torch.Tensor, headers: np.ndarray, places: np.ndarray, received: float) -> None:
+        """Put lines (n, coils, width) in place. Lines outside the matrix are counted and left out."""
+        if self.room(places):
+            self.lines.numpy()[:, places] = lines.transpose(0, 1).numpy()
+            self.note(headers, places, received)
+            return
+        self.readouts += len(headers)
+        self.received = received
+        inside = places >= 0
         if not inside.all():
             self.outside += int((~inside).sum())
-            lines, headers, rows, parts = lines[torch.from_numpy(inside)], headers[inside], rows[inside], parts[inside]
-            if not len(rows):
-                return
-        self.averages = max(self.averages, int(headers["idx"]["average"].max()) + 1)
-        self._keep_header(headers, rows, parts)
-        self._write(lines, parts * self.layout.height + rows)
+            lines, headers, places = lines[torch.from_numpy(inside)], headers[inside], places[inside]
+        if len(places):
+            self._wipe(places)
+            np.add.at(self.counts.reshape(-1), places, 1)
+            self.lines.index_add_(1, torch.from_numpy(places), lines.transpose(0, 1))
+            self._describe(headers, places)
+
+    def _wipe(self, places: np.ndarray | slice = slice(None)) -> None:
+        """Set lines to zero that hold what an earlier frame had there."""
+        if self._stale[places].any():
+            stale = self._stale.copy()
+            self._stale[places] = False
+            self.lines.numpy()[:, np.flatnonzero(stale & ~self._stale)] = 0
 
     def compress(self, matrix: torch.Tensor) -> None:
         """Replace the coils by virtual ones, complex64 (virtual, coil); later lines must come mixed like this."""
-        self.kspace = torch.tensordot(matrix, self.kspace, dims=1)
+        self._wipe()
         self.coils = len(matrix)
-        self._flat = self.kspace.view(self.coils, -1, self.layout.width)
-        self._array = self._flat.numpy()
+        self._hold(torch.tensordot(matrix, self._kspace, dims=1))
 
-    def _write(self, lines: torch.Tensor, flat: np.ndarray) -> None:
-        counts, source = self.counts.reshape(-1), lines.transpose(0, 1)
-        before = counts[flat]
-        np.add.at(counts, flat, 1)
-        if not before.any() and counts[flat].max() == 1:
-            self._array[:, flat] = source.numpy()
-        else:
-            self._flat.index_add_(1, torch.from_numpy(flat), source)
-
-    def _keep_header(self, headers: np.ndarray, rows: np.ndarray, parts: np.ndarray) -> None:
-        """Keep the header nearest to the center of k-space: geometry and time stamps of the image come from there."""
+    def _describe(self, headers: np.ndarray, places: np.ndarray) -> None:
+        """Note averages, and the header nearest to the center of k-space: the image's geometry and times come from there."""
+        self.averages = max(self.averages, int(headers["idx"]["average"].max()) + 1)
+        parts, rows = np.divmod(places, self.layout.height)
         distance = np.abs(rows - self.layout.height // 2) + self.layout.height * np.abs(parts - self.layout.depth // 2)
         nearest = int(distance.argmin())
         if distance[nearest] < self._center_distance:
@@ -97,20 +117,22 @@ class CartesianFrame:
 
     def averaged(self) -> torch.Tensor:
         """Hybrid k-space with repeated lines averaged, complex64 (coil, depth, height, width)."""
+        self._wipe()
         if self.counts.max(initial=0) <= 1:
-            return self.kspace
+            return self._kspace
         weights = torch.from_numpy(1.0 / np.maximum(self.counts, 1)).to(torch.float32)
-        return self.kspace * weights[..., None]
+        return self._kspace * weights[..., None]
 
     def drop_non_finite(self) -> int:
         """Take out lines that hold NaN, infinity or what would overflow when squared, as if they had not been measured.
 
         Returns how many there were.
         """
-        bad = (~(torch.view_as_real(self._flat).abs() < LARGEST).all(dim=-1).all(dim=-1).all(dim=0)).numpy()
+        self._wipe()
+        bad = (~(torch.view_as_real(self.lines).abs() < LARGEST).all(dim=-1).all(dim=-1).all(dim=0)).numpy()
         bad &= self.counts.reshape(-1) > 0
         if bad.any():
-            self._flat[:, torch.from_numpy(bad)] = 0
+            self.lines[:, torch.from_numpy(bad)] = 0
             self.counts.reshape(-1)[bad] = 0
         return int(bad.sum())
 

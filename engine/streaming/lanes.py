@@ -95,11 +95,12 @@ class CartesianLane:
         self._check(run)
         self.began = True
         key = frame_key(run.headers[0])
-        for start, stop in self._cuts(key, run):
+        places = self.layout.places(run.headers)
+        for start, stop in self._cuts(key, run, places):
             part = run.part(start, stop)
             yield from self._close(self._trigger.changed(key, list(self.opened)), "change")
             frame = self._frame(key, part)
-            self._fill(frame, part)
+            self._fill(frame, part, places[start:stop])
             if bool((part.headers["flags"] & _CALIBRATES).any()):
                 self._calibrate(key, part.where(part.headers["flags"] & _CALIBRATES != 0))
             reason = self._trigger.counted(frame.readouts, covered=self._covered(frame))
@@ -124,7 +125,7 @@ class CartesianLane:
         elif owner != key:
             frame.clear()
         self.calibrations[place] = (key, frame)
-        self._fill(frame, run)
+        self._fill(frame, run, self.layout.places(run.headers))
 
     def calibration_of(self, key: FrameKey) -> tuple[FrameKey, CartesianFrame] | None:
         """Calibration lines for a frame, and the frame that they were measured with: its own, or others of its slice."""
@@ -179,17 +180,9 @@ class CartesianLane:
                 f"this scan began with {self.channels} x {self.layout.samples}"
             )
 
-    def _positions(self, headers: np.ndarray) -> np.ndarray:
-        idx = headers["idx"]
-        rows, parts = self.layout.row(idx["kspace_encode_step_1"]), self.layout.partition(idx["kspace_encode_step_2"])
-        inside = (rows >= 0) & (rows < self.layout.height) & (parts >= 0) & (parts < self.layout.depth)
-        flat: np.ndarray = np.where(inside, parts * self.layout.height + rows, -1)
-        return flat
-
-    def _cuts(self, key: FrameKey, run: Run) -> Iterator[tuple[int, int]]:
+    def _cuts(self, key: FrameKey, run: Run, flat: np.ndarray) -> Iterator[tuple[int, int]]:
         """Split a run where its frame may end within: after the last announced line, and where lines come again."""
         total = len(run.headers)
-        flat = self._positions(run.headers)
         inside = flat[flat >= 0]
         frame = self.opened.get(key)
         again = len(np.unique(inside)) < len(inside)
@@ -233,7 +226,7 @@ class CartesianLane:
 
     def _late(self, frame: CartesianFrame, header: np.ndarray) -> bool:
         """Whether a readout for a frame already closed is a line that it lacks, not the beginning of the next one."""
-        flat = self._positions(header)
+        flat = self.layout.places(header)
         return bool((flat >= 0).all()) and not frame.counts.reshape(-1)[flat].any()
 
     def _new(self) -> CartesianFrame:
@@ -242,9 +235,12 @@ class CartesianLane:
         self._limits.check("session_bytes", 2 * frames * size, what="memory for the frames of this session")
         return CartesianFrame(self.layout, self.coils)
 
-    def _fill(self, frame: CartesianFrame, run: Run) -> None:
+    def _fill(self, frame: CartesianFrame, run: Run, places: np.ndarray) -> None:
+        if frame.room(places) and self.transform.place(run.samples, run.headers, places, frame.lines):
+            frame.note(run.headers, places, run.received)
+            return
         for part, lines in self.transform.lines(run.samples, run.headers):
-            frame.add(lines, run.headers[part], run.received)
+            frame.add(lines, run.headers[part], places[part], run.received)
 
     def _covered(self, frame: CartesianFrame) -> bool:
         return (

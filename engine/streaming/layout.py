@@ -95,6 +95,14 @@ class CartesianLayout(msgspec.Struct, frozen=True, kw_only=True):
         """Plane of encoding step 2; planes outside 0..depth-1 do not exist."""
         return step.astype(np.int64) + (self.depth // 2 - self.partitions.center)
 
+    def places(self, headers: np.ndarray) -> np.ndarray:
+        """Number of each readout's line, int64 (n,), rows counting fastest; -1 outside the matrix."""
+        idx = headers["idx"]
+        rows, parts = self.row(idx["kspace_encode_step_1"]), self.partition(idx["kspace_encode_step_2"])
+        inside = (rows >= 0) & (rows < self.height) & (parts >= 0) & (parts < self.depth)
+        found: np.ndarray = np.where(inside, parts * self.height + rows, -1)
+        return found
+
     def announced(self) -> np.ndarray:
         """Lines that the header announces, boolean (depth, height); with undersampling it announces none."""
         lines = np.zeros((self.depth, self.height), dtype=bool)

@@ -67,6 +67,31 @@ class ReadoutTransform:
                 lines = self._transform(part.stop - part.start, centers)
             yield part, lines if self.matrix is None else torch.matmul(self.matrix, lines)
 
+    def place(self, samples: np.ndarray, headers: np.ndarray, places: np.ndarray, lines: torch.Tensor) -> bool:
+        """Write lines straight from the received bytes to their places in k-space, complex64 (coils, lines, width).
+
+        Arguments are those of `lines`, and places int64 (n,), no two the same. False, and nothing is written, where coils are
+        mixed, or readouts turned or cut, or without a compiled kernel.
+        """
+        if (
+            self.matrix is not None
+            or not streaming.takes(self.layout.readout)
+            or samples.strides[-1] != samples.itemsize
+        ):
+            return False
+        reverse = np.asarray(has_flag(headers["flags"], Flag.IS_REVERSE))
+        if reverse.any() or headers["discard_pre"].any() or headers["discard_post"].any():
+            return False
+        for part, factors in self._by_center(self._centers(headers, reverse)):
+            streaming.readout_lines(samples[part], factors, self.layout.readout, lines, places[part])
+        return True
+
+    def _by_center(self, centers: np.ndarray) -> Iterator[tuple[slice, torch.Tensor]]:
+        """Readouts with the same center of k-space one after the other, and the factors for it."""
+        edges = [0, *(np.flatnonzero(centers[1:] != centers[:-1]) + 1).tolist(), len(centers)]
+        for start, stop in itertools.pairwise(edges):
+            yield slice(start, stop), self._modulation(int(centers[start]))
+
     def _compiled(
         self, samples: np.ndarray, headers: np.ndarray, reverse: np.ndarray, centers: np.ndarray
     ) -> torch.Tensor | None:
@@ -77,10 +102,8 @@ class ReadoutTransform:
         if changed or samples.strides[-1] != samples.itemsize:
             self._stage(samples, headers, reverse)
             samples = self._staged[: len(samples)]
-        edges = [0, *(np.flatnonzero(centers[1:] != centers[:-1]) + 1).tolist(), len(centers)]
-        for start, stop in itertools.pairwise(edges):
-            factors, lines = self._modulation(int(centers[start])), self._lines[start:stop]
-            streaming.readout_lines(samples[start:stop], factors, self.layout.readout, lines)
+        for part, factors in self._by_center(centers):
+            streaming.readout_lines(samples[part], factors, self.layout.readout, self._lines[part])
         return self._lines[: len(samples)]
 
     def _centers(self, headers: np.ndarray, reverse: np.ndarray) -> np.ndarray:

@@ -14,6 +14,19 @@ struct Readouts {
     const char* row(std::int64_t r) const { return first + r / channels * readout_bytes + r % channels * channel_bytes; }
 };
 
+/* Where their lines go: one readout after the other, or each to its place, the channels of a readout `channel` numbers apart. */
+struct Lines {
+    float* first;
+    const std::int64_t* places;
+    std::int64_t channels, line, channel;
+
+    float* row(std::int64_t r) const
+    {
+        const std::int64_t readout = r / channels;
+        return first + 2 * ((places ? places[readout] : readout) * line + r % channels * channel);
+    }
+};
+
 struct Readout {
     const Plan& plan;
     const float* factors; /* (width), complex */
@@ -22,18 +35,25 @@ struct Readout {
     int before() const { return width / 2; }
 
     /* LANES rows or fewer, from number `r` on, to their lines. */
-    void run(const Readouts& in, std::int64_t r, int height, float* lines, float* work) const
+    void run(const Readouts& in, std::int64_t r, int height, const Lines& lines, float* work) const
     {
         const int n = plan.n;
         float *rows = work + n * ELEMENT, *lanes = rows + n * ELEMENT;
-        for (int i = 0; i < height; ++i) {
-            std::memcpy(rows + 2 * n * i, in.row(r + i), sizeof(float) * 2 * in.samples);
-            std::memset(rows + 2 * (n * i + in.samples), 0, sizeof(float) * 2 * (n - in.samples));
-        }
-        rows_to_lanes(rows, n, height, n, lanes);
+        const char* from[LANES] = {};
+        for (int i = 0; i < height; ++i) from[i] = in.samples == n ? in.row(r + i) : filled(in, r + i, rows + 2 * n * i);
+        rows_to_lanes(from, height, n, lanes);
         transform_back(plan, work, [&](Index place) { return get(lanes + plan.frequency[place] * ELEMENT); },
                        [&](Index position, Complex<Vector> z) { keep(position, z, rows); });
-        lanes_to_rows(rows, width, height, width, lines + 2 * width * r);
+        float* out[LANES] = {};
+        for (int i = 0; i < height; ++i) out[i] = lines.row(r + i);
+        lanes_to_rows(rows, height, width, out);
+    }
+
+    const char* filled(const Readouts& in, std::int64_t r, float* row) const
+    {
+        std::memcpy(row, in.row(r), sizeof(float) * 2 * in.samples);
+        std::memset(row + 2 * in.samples, 0, sizeof(float) * 2 * (plan.n - in.samples));
+        return reinterpret_cast<const char*>(row);
     }
 
     /* Positions count from the center on; those that are not kept are dropped here. */
@@ -90,17 +110,21 @@ struct Squares {
 }  // namespace
 }  // namespace scs
 
-/* lines (readouts, channels, width), from readouts of `samples` complex numbers that are filled with zeros to n and transformed
-   with exponent +: of the positions -(width / 2) to width - width / 2 - 1, each times its factor. Strides are in bytes. */
-SCS_API int scs_readout_lines(const void* first, const float* factors, float* lines, std::int64_t readouts,
-                              std::int64_t channels, std::int64_t samples, std::int64_t readout_bytes,
-                              std::int64_t channel_bytes, std::int64_t n, std::int64_t width, int threads)
+/* Lines of `width` numbers, from readouts of `samples` complex numbers that are filled with zeros to n and transformed with
+   exponent +: of the positions -(width / 2) to width - width / 2 - 1, each times its factor. The line of a channel begins at
+   lines + place * line + number of the channel * channel, in complex numbers; the place of readout r is places[r], or r without
+   any. Strides of the readouts are in bytes. No two lines may share memory. */
+SCS_API int scs_readout_lines(const void* first, const float* factors, float* lines, const std::int64_t* places,
+                              std::int64_t readouts, std::int64_t channels, std::int64_t samples,
+                              std::int64_t readout_bytes, std::int64_t channel_bytes, std::int64_t n,
+                              std::int64_t width, std::int64_t line, std::int64_t channel, int threads)
 {
     using namespace scs;
     const Plan* plan = plan_for(n);
     if (!plan || readouts < 0 || channels < 1 || samples < 0 || samples > n || width < 1 || width > n || threads < 1)
         return BAD_ARGUMENT;
     const Readouts in{static_cast<const char*>(first), channels, samples, readout_bytes, channel_bytes};
+    const Lines out{lines, places, channels, line, channel};
     const Readout readout{*plan, factors, static_cast<int>(width)};
     const std::int64_t rows = readouts * channels;
     int status = OK;
@@ -108,7 +132,7 @@ SCS_API int scs_readout_lines(const void* first, const float* factors, float* li
     for (std::int64_t tile = 0; tile < (rows + LANES - 1) / LANES; ++tile) {
         float* work = static_cast<float*>(scratch(0, sizeof(float) * 3 * n * ELEMENT));
         const std::int64_t r = tile * LANES;
-        if (work) readout.run(in, r, static_cast<int>(rows - r < LANES ? rows - r : LANES), lines, work);
+        if (work) readout.run(in, r, static_cast<int>(rows - r < LANES ? rows - r : LANES), out, work);
         else status = NO_MEMORY;
     }
     return status;

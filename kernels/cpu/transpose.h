@@ -34,11 +34,15 @@ constexpr int odd_of_pair(int lane) { return 2 * lane + 1; }
 constexpr int first_of_zip(int lane) { return lane / 2 + (lane % 2 ? LANES : 0); }
 constexpr int second_of_zip(int lane) { return first_of_zip(lane) + LANES / 2; }
 
-SCS_HD Complex<Vector> load_numbers(const float* from)
+SCS_HD Complex<Vector> load_numbers(const char* from)
 {
-    const Vector low = load(from), high = load(from + LANES);
+    Vector low, high;
+    std::memcpy(&low, from, sizeof(low));
+    std::memcpy(&high, from + sizeof(low), sizeof(high));
     return {shuffled<even_of_pair>(low, high), shuffled<odd_of_pair>(low, high)};
 }
+
+SCS_HD Complex<Vector> load_numbers(const float* from) { return load_numbers(reinterpret_cast<const char*>(from)); }
 
 SCS_HD void store_numbers(float* to, Complex<Vector> value)
 {
@@ -61,15 +65,16 @@ SCS_HD void store_some(float* to, Complex<Vector> value, int width)
     std::memcpy(to, numbers, sizeof(float) * 2 * width);
 }
 
-/* `height` rows of n interleaved numbers, `stride` numbers apart, to n elements of LANES rows; missing rows are 0. */
-inline void rows_to_lanes(const float* in, std::int64_t stride, int height, int n, float* elements)
+/* `height` rows of n interleaved numbers, which begin at in[0], in[1], ... at any address, to n elements of LANES rows; missing
+   rows are 0. */
+inline void rows_to_lanes(const char* const* in, int height, int n, float* elements)
 {
     int at = 0;
     for (; at + LANES <= n && height == LANES; at += LANES) {
         Vector re[LANES], im[LANES];
         SCS_UNROLL
         for (int row = 0; row < LANES; ++row) {
-            const Complex<Vector> z = load_numbers(in + 2 * (row * stride + at));
+            const Complex<Vector> z = load_numbers(in[row] + sizeof(float) * 2 * at);
             re[row] = z.re, im[row] = z.im;
         }
         transpose(re);
@@ -80,13 +85,24 @@ inline void rows_to_lanes(const float* in, std::int64_t stride, int height, int 
     for (; at < n; ++at) {
         float* element = elements + at * ELEMENT;
         for (int row = 0; row < LANES; ++row) {
-            element[row] = row < height ? in[2 * (row * stride + at)] : 0;
-            element[row + LANES] = row < height ? in[2 * (row * stride + at) + 1] : 0;
+            float number[2] = {};
+            if (row < height) std::memcpy(number, in[row] + sizeof(number) * at, sizeof(number));
+            element[row] = number[0];
+            element[row + LANES] = number[1];
         }
     }
 }
 
-inline void lanes_to_rows(const float* elements, std::int64_t stride, int height, int n, float* out)
+/* The same for rows `stride` numbers apart. */
+inline void rows_to_lanes(const float* in, std::int64_t stride, int height, int n, float* elements)
+{
+    const char* rows[LANES];
+    for (int row = 0; row < LANES; ++row) rows[row] = reinterpret_cast<const char*>(in + 2 * row * stride);
+    rows_to_lanes(rows, height, n, elements);
+}
+
+/* And back, to rows that begin at out[0], out[1], ... */
+inline void lanes_to_rows(const float* elements, int height, int n, float* const* out)
 {
     int at = 0;
     for (; at + LANES <= n && height == LANES; at += LANES) {
@@ -99,15 +115,22 @@ inline void lanes_to_rows(const float* elements, std::int64_t stride, int height
         transpose(re);
         transpose(im);
         SCS_UNROLL
-        for (int row = 0; row < LANES; ++row) store_numbers(out + 2 * (row * stride + at), {re[row], im[row]});
+        for (int row = 0; row < LANES; ++row) store_numbers(out[row] + 2 * at, {re[row], im[row]});
     }
     for (; at < n; ++at) {
         const float* element = elements + at * ELEMENT;
         for (int row = 0; row < height; ++row) {
-            out[2 * (row * stride + at)] = element[row];
-            out[2 * (row * stride + at) + 1] = element[row + LANES];
+            out[row][2 * at] = element[row];
+            out[row][2 * at + 1] = element[row + LANES];
         }
     }
+}
+
+inline void lanes_to_rows(const float* elements, std::int64_t stride, int height, int n, float* out)
+{
+    float* rows[LANES];
+    for (int row = 0; row < LANES; ++row) rows[row] = out + 2 * row * stride;
+    lanes_to_rows(elements, height, n, rows);
 }
 
 }  // namespace scs

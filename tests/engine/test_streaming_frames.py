@@ -41,6 +41,10 @@ def values(count: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(count, COILS, WIDTH, dtype=torch.complex64, generator=torch.Generator().manual_seed(seed))
 
 
+def put(frame: CartesianFrame, lines: torch.Tensor, headers: np.ndarray, received: float) -> None:
+    frame.add(lines, headers, frame.layout.places(headers), received)
+
+
 def by_hand(lines: torch.Tensor, flat: np.ndarray, height: int, depth: int) -> tuple[np.ndarray, np.ndarray]:
     """Averages and counts, double precision."""
     total = np.zeros((COILS, depth * height, WIDTH), np.complex128)
@@ -64,7 +68,7 @@ def test_any_order_any_pieces_repeats_and_lines_outside(places: list[tuple[int, 
     start = 0
     while start < len(places):
         stop = data.draw(st.integers(start + 1, len(places)))
-        frame.add(lines[start:stop], headers[start:stop], float(stop))
+        put(frame, lines[start:stop], headers[start:stop], float(stop))
         start = stop
     inside = (rows < height) & (parts < depth)
     expected, counts = by_hand(lines[torch.from_numpy(inside)], (parts * height + rows)[inside], height, depth)
@@ -87,7 +91,7 @@ def test_header_nearest_the_center_is_kept() -> None:
     ):
         before, headers = frame.header, records(rows, parts)
         headers["user_int"][:, 0] = np.arange(len(rows)) + 10 * rows[0]
-        frame.add(values(len(rows)), headers, 0.0)
+        put(frame, values(len(rows)), headers, 0.0)
         assert frame.header is not None
         assert frame.header == (before if kept is None else headers[kept])
     headers[0]["user_int"] = 99
@@ -96,11 +100,11 @@ def test_header_nearest_the_center_is_kept() -> None:
 
 def test_averages_of_the_header_or_of_the_counters_are_no_duplicates() -> None:
     frame = CartesianFrame(layout(averages=2), COILS)
-    frame.add(values(3), records([1, 1, 1]), 0.0)
+    put(frame, values(3), records([1, 1, 1]), 0.0)
     assert frame.duplicates == 1
     later = records([1])
     later["idx"]["average"] = 2
-    frame.add(values(1), later, 0.0)
+    put(frame, values(1), later, 0.0)
     assert (frame.averages, frame.duplicates) == (3, 1)
     frame.clear()
     assert frame.averages == 2
@@ -111,7 +115,7 @@ def test_lines_that_are_not_finite_are_taken_out(bad: complex) -> None:
     frame, lines = CartesianFrame(layout(), COILS), values(5)
     lines[1, 0, 2] = bad
     lines[4, 1, 0] = bad
-    frame.add(lines, records([0, 1, 2, 3, 5]), 0.0)
+    put(frame, lines, records([0, 1, 2, 3, 5]), 0.0)
     assert frame.drop_non_finite() == 2
     assert np.flatnonzero(frame.mask[0]).tolist() == [0, 2, 3]
     assert torch.isfinite(torch.view_as_real(frame.averaged())).all()
@@ -120,9 +124,9 @@ def test_lines_that_are_not_finite_are_taken_out(bad: complex) -> None:
 
 def test_data_that_is_not_finite_ends_with_its_frame() -> None:
     frame = CartesianFrame(layout(), COILS)
-    frame.add(torch.full((1, COILS, WIDTH), complex(np.nan, np.inf), dtype=torch.complex64), records([3]), 0.0)
+    put(frame, torch.full((1, COILS, WIDTH), complex(np.nan, np.inf), dtype=torch.complex64), records([3]), 0.0)
     frame.clear()
-    frame.add(values(1), records([3]), 0.0)
+    put(frame, values(1), records([3]), 0.0)
     assert torch.isfinite(torch.view_as_real(frame.averaged())).all()
 
 
@@ -130,19 +134,51 @@ def test_data_that_is_not_finite_ends_with_its_frame() -> None:
 @settings(max_examples=50, deadline=None)
 def test_a_cleared_frame_is_as_good_as_new(batches: list[list[int]]) -> None:
     used = CartesianFrame(layout(), COILS)
-    used.add(values(8, seed=5) * 1e6, records(list(range(8))), 3.0)
-    used.add(values(2, seed=6), records([40, 2]), 3.0)
-    address = used.kspace.data_ptr()
+    put(used, values(8, seed=5) * 1e6, records(list(range(8))), 3.0)
+    put(used, values(2, seed=6), records([40, 2]), 3.0)
+    address = used.lines.data_ptr()
     used.clear()
     new = CartesianFrame(layout(), COILS)
     for seed, rows in enumerate(batches):
         for frame in (used, new):
-            frame.add(values(len(rows), seed), records(rows), float(seed))
-    assert used.kspace.data_ptr() == address
+            put(frame, values(len(rows), seed), records(rows), float(seed))
+    assert used.lines.data_ptr() == address
     assert torch.equal(used.averaged(), new.averaged())
     np.testing.assert_array_equal(used.counts, new.counts)
     for name in ("readouts", "outside", "received", "averages", "duplicates", "header"):
         assert getattr(used, name) == getattr(new, name), name
+
+
+@given(st.lists(st.integers(0, 9), min_size=1, max_size=10), st.booleans())
+@settings(max_examples=50, deadline=None)
+def test_room_is_where_each_line_is_the_first(rows: list[int], filled: bool) -> None:
+    frame, headers = CartesianFrame(layout(), COILS), records(rows)
+    put(frame, values(8, seed=5), records(list(range(8))), 1.0)
+    frame.clear()
+    if filled:
+        put(frame, values(1), records([2]), 1.0)
+    places = frame.layout.places(headers)
+    free = len(set(rows)) == len(rows) and max(rows) < 8 and not (filled and 2 in rows)
+    assert frame.room(places) is free
+    if free:
+        other, lines = CartesianFrame(layout(), COILS), values(len(rows), seed=1)
+        put(other, values(1), records([2]), 1.0) if filled else None
+        frame.lines[:, torch.from_numpy(places)] = lines.transpose(0, 1)
+        frame.note(headers, places, 2.0)
+        put(other, lines, headers, 2.0)
+        assert torch.equal(frame.averaged(), other.averaged())
+        np.testing.assert_array_equal(frame.counts, other.counts)
+        assert (frame.readouts, frame.header) == (other.readouts, other.header)
+
+
+def test_virtual_coils_have_nothing_of_an_earlier_frame() -> None:
+    frame = CartesianFrame(layout(), COILS)
+    put(frame, values(8), records(list(range(8))), 0.0)
+    frame.clear()
+    put(frame, values(1), records([3]), 0.0)
+    frame.compress(torch.ones(1, COILS, dtype=torch.complex64))
+    assert frame.averaged().shape == (1, 1, 8, WIDTH)
+    assert np.flatnonzero(frame.averaged().abs().sum((0, 1, 3))).tolist() == [3]
 
 
 @given(st.lists(st.integers(1, 7), min_size=1, max_size=8), st.integers(1, 4))

@@ -13,6 +13,7 @@ from scanside.engine.limits import Limits
 from scanside.engine.messages import EncodingLimit, EncodingSpace
 from scanside.engine.streaming.layout import CartesianLayout
 from scanside.engine.streaming.readout import ReadoutTransform
+from scanside.kernels import streaming
 
 REVERSE = AcquisitionFlag.IS_REVERSE.bit
 
@@ -79,6 +80,30 @@ def test_lines_are_the_centered_transform_cropped(given_sizes: tuple[int, ...], 
             middle = samples - 1 - layout.center_sample if backwards else layout.center_sample
             expected = explicit(row, middle, layout.readout, layout.width)
             np.testing.assert_allclose(lines[index, channel], expected, atol=2e-6 * np.abs(row).sum() + 1e-7)
+
+
+@given(readouts(), st.booleans(), st.booleans())
+@settings(max_examples=100, deadline=None)
+def test_lines_are_the_same_when_they_are_put_in_place_at_once(
+    given_sizes: tuple[int, ...], turned: bool, mixed: bool
+) -> None:
+    size, kept, samples, center, channels, count, seed = given_sizes
+    rng = np.random.default_rng(seed)
+    data = rng.standard_normal((count, channels, samples, 2)).astype(np.float32).view(np.complex64)[..., 0]
+    records = headers(count, samples, center, channels)
+    records["center_sample"][rng.random(count) < 0.4] = 0
+    records["flags"][-1] = REVERSE if turned else 0
+    layout = CartesianLayout.of(space(size, kept), records[0], Limits(), crop=True)
+    transform = ReadoutTransform(layout, channels, torch.eye(channels, dtype=torch.complex64) if mixed else None)
+    wire_headers, wire_data = on_the_wire(records, data)
+    places, kspace = rng.permutation(9)[:count], torch.zeros(channels, 9, layout.width, dtype=torch.complex64)
+    done = transform.place(wire_data, wire_headers, places, kspace)
+    assert done is (streaming.takes(layout.readout) and not turned and not mixed)
+    ((_, lines),) = transform.lines(wire_data, wire_headers)
+    expected = torch.zeros_like(kspace)
+    if done:
+        expected[:, torch.from_numpy(places)] = lines.transpose(0, 1)
+    assert torch.equal(kspace, expected)
 
 
 def test_each_readout_has_its_own_center(rng: np.random.Generator) -> None:

@@ -645,7 +645,7 @@ def test_frames_come_and_go_in_the_same_memory() -> None:
         assert len(images) == 1
         lane = session._lanes[0][0]
         assert isinstance(lane, CartesianLane)
-        places |= {held.kspace.data_ptr() for held in lane._last.values()}
+        places |= {held.lines.data_ptr() for held in lane._last.values()}
         sizes.append(tracemalloc.get_traced_memory()[0])
     tracemalloc.stop()
     assert len(places) <= 6

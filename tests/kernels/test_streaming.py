@@ -36,6 +36,12 @@ def test_readouts_become_lines(size: int, data: st.DataObject) -> None:
     positions = np.arange(-(width // 2), width - width // 2) % size
     expected = np.fft.ifft(samples.astype(np.complex128), size, norm="forward")[..., positions] * factors.numpy()
     np.testing.assert_allclose(lines, expected, atol=1e-6 * np.sqrt(size) * np.abs(samples).max())
+    kspace = torch.full((shape[1], data.draw(st.integers(shape[0], 9)), width), torch.nan, dtype=torch.complex64)
+    places = rng.permutation(kspace.shape[1])[: len(samples)]
+    streaming.readout_lines(samples, factors, size, kspace, places)
+    assert torch.equal(kspace[:, torch.from_numpy(places)], lines.transpose(0, 1))
+    others = np.setdiff1d(np.arange(kspace.shape[1]), places)
+    assert torch.isnan(torch.view_as_real(kspace[:, torch.from_numpy(others)])[..., 0]).all()
     alone = torch.empty_like(lines)
     for index in range(len(samples)):
         streaming.readout_lines(samples[index : index + 1], factors, size, alone[index : index + 1])
@@ -59,12 +65,19 @@ def test_frames_become_images(n: int, coils: int, inner: int, threads: int) -> N
 def test_what_does_not_fit_is_refused() -> None:
     samples = np.zeros((2, 3, 16), np.complex64)
     factors, lines = torch.ones(8, dtype=torch.complex64), torch.empty(2, 3, 8, dtype=torch.complex64)
+    kspace = torch.empty(3, 5, 8, dtype=torch.complex64)
     for arguments in (
         (samples, factors, 15, lines),
         (samples, factors[:7], 16, lines),
         (samples, factors, 16, lines.transpose(0, 1)),
         (samples[..., ::2], factors, 16, lines),
         (samples.astype(np.complex128), factors, 16, lines),
+        (samples, factors, 16, lines, np.arange(2)),
+        (samples, factors, 16, kspace, np.array([0, 5])),
+        (samples, factors, 16, kspace, np.array([-1, 0])),
+        (samples, factors, 16, kspace, np.arange(3)),
+        (samples, factors, 16, kspace, np.arange(2, dtype=np.int32)),
+        (samples, factors, 16, kspace, np.arange(4)[::2]),
     ):
         with pytest.raises(ValueError, match="samples"):
             streaming.readout_lines(*arguments)
