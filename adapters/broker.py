@@ -17,7 +17,16 @@ from scanside.engine.limits import DEFAULT_LIMITS, Limits
 
 from .envelope import Envelope, Open
 from .routing import BrokerStatus, BrokerTimes, Frames, Peer, Router
-from .sockets import VIEWER_MESSAGES, Outbox, SocketFolder, check_bind, configure, terminate
+from .sockets import (
+    VIEWER_MESSAGES,
+    Outbox,
+    SocketFolder,
+    check_bind,
+    configure,
+    receive_frames,
+    send_frames,
+    terminate,
+)
 
 __all__ = ["BACKLOG_BYTES", "COUNT", "INPROC", "INPROC_VIEWERS", "Broker"]
 
@@ -147,14 +156,14 @@ class Broker:
         poller.register(self._commands.fd, zmq.POLLIN)
         try:
             while not self._stopping:
-                poller.poll(BEHIND_MS if self._behind else IDLE_MS)
-                self._turn()
+                ready = dict(poller.poll(BEHIND_MS if self._behind else IDLE_MS))
+                self._turn(commanded=self._commands.fd in ready)
         finally:
             self._close()
 
-    def _turn(self) -> None:
+    def _turn(self, *, commanded: bool) -> None:
         drained = self._drain()
-        if drained:
+        if drained and commanded:
             for identity in self._commands.take():
                 self._router.lost(identity, "its process ended")
         for peer in list(self._behind.values()):
@@ -166,7 +175,7 @@ class Broker:
     def _drain(self) -> bool:
         for _ in range(BATCH):
             try:
-                identity, *frames = self._socket.recv_multipart(zmq.NOBLOCK, copy=False)
+                identity, *frames = receive_frames(self._socket)
             except zmq.Again:
                 return True
             self._router.receive(identity.bytes, frames)
@@ -179,7 +188,7 @@ class Broker:
     def _try(self, peer: Peer, frames: Frames) -> bool:
         """Whether the message needs no further care: it was sent, or its receiver is gone."""
         try:
-            self._socket.send_multipart([peer.identity, *frames], zmq.NOBLOCK, copy=False)
+            send_frames(self._socket, [peer.identity, *frames])
         except zmq.Again:
             return False
         except zmq.ZMQError as error:
@@ -203,7 +212,7 @@ class Broker:
             self._router.idle(peer)
 
     def _publish(self, topic: bytes, count: int, frames: Frames) -> None:
-        self._viewers.send_multipart([topic, COUNT.pack(count), *frames], zmq.NOBLOCK, copy=False)
+        send_frames(self._viewers, [topic, COUNT.pack(count), *frames])
 
     def _close(self) -> None:
         self._socket.close()

@@ -70,6 +70,7 @@ __all__ = [
 
 Context = zmq.Context[zmq.Socket[bytes]]
 
+_INPUT, _EITHER = int(zmq.POLLIN), int(zmq.POLLIN | zmq.POLLOUT)
 BATCH = 64
 """Messages that one turn of the asyncio loop handles."""
 SILENCE = 20.0
@@ -163,8 +164,8 @@ class WorkerPort:
         self._station.post(result, payload, timeout)
 
     def send_stats(self, session: str, stats: FrameStats) -> None:
-        """Send what a frame cost."""
-        self._station.post(Stats(session=session, stats=stats))
+        """Send what a frame cost, with whatever is sent next: nobody waits for it."""
+        self._station.post(Stats(session=session, stats=stats), wake=False)
 
     def send_note(self, session: str, level: Level, text: str) -> None:
         """Send a sentence for the operator's console."""
@@ -314,7 +315,7 @@ class AsyncPort:
             self._again = self._loop.call_soon(self._turn)
 
     def _interest(self) -> int:
-        return zmq.POLLIN | (zmq.POLLOUT if self._link.waiting else 0)
+        return _EITHER if self._link.waiting else _INPUT
 
     def _turn(self) -> None:
         if self._again is not None:

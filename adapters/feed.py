@@ -24,8 +24,8 @@ PIECE_BYTES = RECORD_BYTES
 """Larger messages travel on the bus in pieces of this size."""
 BATCH_FRAMES = 128
 """Pieces of one bus message."""
-BATCH_BYTES = 2 << 20
-"""A bus message is full with this much: what a worker can use while it is still in the processor's cache."""
+BATCH_BYTES = 8 << 20
+"""A bus message is full with this much. Each one wakes four threads and costs as much as half a megabyte of readouts does."""
 
 AHEAD = 2
 """With so many messages unconsumed, more data waits until there is a full message or one of them is consumed."""

@@ -29,7 +29,7 @@ from .envelope import (
     numbered,
     shorten,
 )
-from .sockets import Outbox, configure
+from .sockets import Outbox, configure, receive_frames, send_frames
 
 __all__ = ["Bytes", "Link", "Received", "Station", "frames_of"]
 
@@ -121,7 +121,7 @@ class Link:
         """Send what waits, as far as the socket takes it; true when nothing waits any more."""
         while self._waiting:
             try:
-                self.socket.send_multipart(self._waiting[0], zmq.NOBLOCK, copy=False)
+                send_frames(self.socket, self._waiting[0])
             except zmq.Again:
                 return False
             self._waiting.popleft()
@@ -134,7 +134,7 @@ class Link:
         """
         while True:
             try:
-                frames = self.socket.recv_multipart(zmq.NOBLOCK, copy=False)
+                frames = receive_frames(self.socket)
             except zmq.Again:
                 return None
             self.heard = time.monotonic()
@@ -190,11 +190,19 @@ class Station:
         """Make the calling thread the one that polls, before anything is posted."""
         self._owner = threading.get_ident()
 
-    def post(self, envelope: Envelope, payload: Sequence[Bytes] = (), timeout: float | None = None) -> None:
+    def post(
+        self,
+        envelope: Envelope,
+        payload: Sequence[Bytes] = (),
+        timeout: float | None = None,
+        *,
+        wake: bool = True,
+    ) -> None:
         """Send a message, after everything that this thread posted before. Messages of a session that is over are dropped.
 
-        Threads other than the polling one wait while the bus takes no more (policy `block`), and get an `EngineError` after
-        `timeout` seconds. The polling thread never waits.
+        Without `wake` the polling thread is left asleep, and the message goes with the next one. Threads other than the polling
+        one wait while the bus takes no more (policy `block`), and get an `EngineError` after `timeout` seconds. The polling
+        thread never waits.
         """
         if threading.get_ident() == self._owner:
             self._empty_outbox()
@@ -202,7 +210,7 @@ class Station:
         else:
             frames = frames_of(payload)  # what is wrong is the caller's error, not that of the polling thread
             check_payload(envelope, [part.nbytes for part in frames], self.link.limits)
-            self._outbox.put((envelope, frames), timeout)
+            self._outbox.put((envelope, frames), timeout, wake=wake)
 
     def _empty_outbox(self) -> None:
         for envelope, payload in self._outbox.take():
@@ -213,13 +221,8 @@ class Station:
 
         Waits up to `timeout` seconds for a message; returns early, perhaps with nothing, when another thread posts or wakes it.
         """
-        received = self._turn()
-        if not received and timeout > 0:
+        if timeout > 0:
             self._wait(timeout)
-            received = self._turn()
-        return received
-
-    def _turn(self) -> list[Received]:
         if self.link.flush():  # while the socket takes no more, the outbox fills up and its producers wait
             self._empty_outbox()
         return self._drain()

@@ -43,8 +43,8 @@ __all__ = ["Worker", "main", "warm_up"]
 
 _log = structlog.get_logger("worker")
 
-CREDIT = 8 << 20
-"""Bytes that a session may have under way."""
+CREDIT = {"mrd": 16 << 20, "pat": 8 << 20}
+"""Bytes that a session may have under way, by adapter: two full messages of the gateway; a device's frames would only get old."""
 POLL_SECONDS = 0.2
 """How long a worker may take to notice that it should end."""
 
@@ -212,7 +212,7 @@ class Worker:
         runner = _Runner(self, request, scan)
         with self._lock:
             self._runners[request.session] = runner
-        self.port.accept(request.session, credit=CREDIT, shared=self._arena is not None)
+        self.port.accept(request.session, credit=CREDIT[request.adapter], shared=self._arena is not None)
         runner.start()
 
     def _scan(self, request: Open) -> _AnyScan:
