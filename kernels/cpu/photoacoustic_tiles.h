@@ -145,10 +145,9 @@ struct Bends {
         const Wide across = load_wide(lines.high + line);
         Sum<Wide> squared = added(spread_over<Wide>(square.high), across);
         squared.low += square.low + load_wide(lines.low + line);
-        WideWhole k;
-        Wide part;
-        arrival(squared, lanes.early, lanes.first, lanes.last, lanes.one, k, part);
-        const Wide half = half_inverse_root(squared.high), rough = half + half;
+        const Wide distance = square_root(squared.high), half = half_inverse_root(squared.high), rough = half + half;
+        WideWhole k = truncated(distance + lanes.early); /* of an arrival within the row, see `way`; may be one too many */
+        const Wide part = rest(squared, distance, half, lanes.early, number(k));
         const Wide inverse = rough + rough * (0.5f - squared.high * half * rough);
         const float h = static_cast<float>(step), along = static_cast<float>(u);
         expand(h, part + static_cast<float>(ahead), across, inverse, along * inverse);

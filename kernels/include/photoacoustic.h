@@ -32,17 +32,24 @@ SCS_HD Sum<Real> added(Real a, Real b)
     return {high, less - (high - more)};
 }
 
+/* distance + early - k, `distance` and `half` being the rounded root of `squared` and the inverse of twice that. A distance rounded
+   as it stands leaves few digits of a part, so what this took, and the rounding of its square, is added to it. */
+template <class Real>
+SCS_HD Real rest(Sum<Real> squared, Real distance, Real half, Real early, Real k)
+{
+    const Real lost = (minus_square(squared.high, distance) + squared.low) * half;
+    return (distance - k) + (early + lost);
+}
+
 /* Where in a row of `samples` numbers, with zeros around it, the sound of a point arrives. Number 0 is the zero before the first
    sample, so it does at distance + 1 - delay; what is whole in that moves the row, `early` is the rest. Not before first = -whole,
-   not after last = samples + 1 - whole, where zeros are. k is the sample before, `part` the part of the way to the next one. A
-   distance rounded as it stands leaves few digits of that part, so what this took, and the rounding of its square, is added to it. */
+   not after last = samples + 1 - whole, where zeros are. k is the sample before, `part` the part of the way to the next one. */
 template <class Real, class Whole>
 SCS_HD void arrival(Sum<Real> squared, Real early, Real first, Real last, Real one, Whole& k, Real& part)
 {
     const Real distance = square_root(squared.high), half = half_inverse_root(squared.high);
     k = truncated(least(most(distance + early, first), last));
-    const Real lost = (minus_square(squared.high, distance) + squared.low) * half;
-    part = least(most((distance - number(k)) + (early + lost), Real{}), one);
+    part = least(most(rest(squared, distance, half, early, number(k)), Real{}), one);
 }
 
 /* n (r - s) / |r - s|^2 in the plane, .../|r - s|^3 in space (Xu, Wang, Phys Rev E 71, 016706, 2005); 0 behind the element. */
