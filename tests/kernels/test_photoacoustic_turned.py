@@ -14,7 +14,7 @@ from scanside.kernels.photoacoustic_turned import SIDES, Turned
 
 SINGLE = 2e-6
 ROUNDED = 6e-5
-"""A distance of up to 256 samples that rounding, by up to 1.5e-5, takes past a sample counts as lying at it; times a step of 4."""
+"""A distance of up to 256 samples that rounding, by up to 1.5e-5, takes past a sample counts as at it; times a step of 4."""
 ADJOINT = 1e-6
 
 
