@@ -190,7 +190,7 @@ class Spool:
         self._taken = self._done = 0  # bytes, each counted by one thread
         self._open: set[SpoolLog] = set()
         self._unsynced: set[SpoolLog] = set()
-        self._wake = threading.Event()
+        self._wake, self._grown = threading.Event(), threading.Event()
         self._stopping = self._failing = self._behind = False
         self._status = SpoolStatus(used=0, free=0)
         self._threads = [
@@ -217,6 +217,7 @@ class Spool:
         """Write what waits, close all files and end the threads."""
         self._stopping = True
         self._wake.set()
+        self._grown.set()
         for thread in self._threads:
             if thread.ident is not None:
                 thread.join()
@@ -255,11 +256,11 @@ class Spool:
 
     def _write_all(self) -> None:
         while not self._stopping or self._queue:
-            if self._open:
-                time.sleep(GROUP_SECONDS)  # no waking up for each readout
-            else:
+            if not self._queue:  # what came while the last of it was written woke nobody
                 self._wake.wait(TIDY_SECONDS)
-                self._wake.clear()
+            self._wake.clear()
+            if self._open and not self._stopping:
+                time.sleep(GROUP_SECONDS)  # no waking up for each readout
             self._drain()
         for log in self._open:
             log.close()
@@ -283,6 +284,7 @@ class Spool:
                 self._open.add(log)
                 log.write(pieces)
                 self._unsynced.add(log)
+                self._grown.set()
             for item in items:
                 if item.last is not None:
                     self._open.discard(log)
@@ -300,7 +302,9 @@ class Spool:
     def _commit_all(self) -> None:
         tidied = time.monotonic()
         while not self._stopping:
-            time.sleep(COMMIT_SECONDS)
+            if self._grown.wait(TIDY_SECONDS):
+                time.sleep(COMMIT_SECONDS)
+            self._grown.clear()
             while self._unsynced:
                 log = self._unsynced.pop()
                 try:
