@@ -55,6 +55,20 @@ def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Ite
     native.library.cache_clear()
 
 
+@pytest.fixture(params=native.LEVELS)
+def level(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """Each test with every library that this machine runs."""
+    monkeypatch.setenv(native.VARIABLE, request.param)
+    native.library.cache_clear()
+    try:
+        native.library()
+    except (OSError, ImportError) as error:
+        pytest.skip(str(error))
+    yield request.param
+    monkeypatch.undo()
+    native.library.cache_clear()
+
+
 @functools.cache
 def _folder() -> tempfile.TemporaryDirectory[str]:
     return tempfile.TemporaryDirectory(prefix="scanside-emulation-")  # removed when the process ends

@@ -13,9 +13,9 @@ import pytest
 import torch
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
-from scanside.kernels import native
 from scanside.kernels import photoacoustic as kernel
 
+pytestmark = pytest.mark.usefixtures("level")
 ARRIVAL = 1.3e-4
 """Samples: what interpolation may take, and rounding of an image of up to some hundred samples."""
 WEIGHT = 1.2e-4
@@ -30,20 +30,6 @@ geometries = {
     "away": st.floats(0, 40) | st.floats(40, 400),
     "seed": st.integers(0, 2**31),
 }
-
-
-@pytest.fixture(params=native.LEVELS, autouse=True)
-def level(request, monkeypatch):
-    """Each test with every library that this machine runs."""
-    monkeypatch.setenv(native.VARIABLE, request.param)
-    native.library.cache_clear()
-    try:
-        native.library()
-    except (OSError, ImportError) as error:
-        pytest.skip(str(error))
-    yield request.param
-    monkeypatch.undo()
-    native.library.cache_clear()
 
 
 def geometry(shape, step, away, seed, elements=1):

@@ -12,24 +12,11 @@ from scanside.kernels import native
 from scanside.kernels import photoacoustic as kernel
 from scanside.kernels.photoacoustic_turned import SIDES, Turned
 
+pytestmark = pytest.mark.usefixtures("level")
 SINGLE = 2e-6
 ROUNDED = 6e-5
 """A distance of up to 256 samples that rounding, by up to 1.5e-5, takes past a sample counts as at it; times a step of 4."""
 ADJOINT = 1e-6
-
-
-@pytest.fixture(params=native.LEVELS, autouse=True)
-def level(request, monkeypatch):
-    """Each test with every library that this machine runs."""
-    monkeypatch.setenv(native.VARIABLE, request.param)
-    native.library.cache_clear()
-    try:
-        native.library()
-    except (OSError, ImportError) as error:
-        pytest.skip(str(error))
-    yield request.param
-    monkeypatch.undo()
-    native.library.cache_clear()
 
 
 def ring(elements, *, first=0.0, radius=150.0, spacing=None, seed=0):
