@@ -43,12 +43,15 @@ SCS_HD Real rest(Sum<Real> squared, Real distance, Real half, Real early, Real k
 
 /* Where in a row of `samples` numbers, with zeros around it, the sound of a point arrives. Number 0 is the zero before the first
    sample, so it does at distance + 1 - delay; what is whole in that moves the row, `early` is the rest. Not before first = -whole,
-   not after last = samples + 1 - whole, where zeros are. k is the sample before, `part` the part of the way to the next one. */
+   not after last = samples + 1 - whole, where zeros are. k is the sample before, `part` the part of the way to the next one:
+   where rounding took the distance past a sample, or not up to it, the one that lies there. */
 template <class Real, class Whole>
 SCS_HD void arrival(Sum<Real> squared, Real early, Real first, Real last, Real one, Whole& k, Real& part)
 {
     const Real distance = square_root(squared.high), half = half_inverse_root(squared.high);
     k = truncated(least(most(distance + early, first), last));
+    const Real near = least(most(rest(squared, distance, half, early, number(k)), -0.5f * one), 1.5f * one);
+    k = truncated(least(most(number(k) + (number(truncated(near + one)) - one), first), last));
     part = least(most(rest(squared, distance, half, early, number(k)), Real{}), one);
 }
 
