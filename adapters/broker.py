@@ -5,6 +5,7 @@ What is routed where is decided in `routing`; here frames are moved, without a c
 
 from __future__ import annotations
 
+import math
 import struct
 import threading
 import uuid
@@ -39,8 +40,8 @@ COUNT = struct.Struct("<Q")
 """Second frame of what viewers get."""
 BATCH = 256
 """Messages that are handled before anything else gets its turn."""
-BEHIND_MS, IDLE_MS = 2, 100
-"""How long one turn of the loop waits: while messages wait for a full connection, and otherwise."""
+BEHIND_MS = 2
+"""How long one turn of the loop waits while messages wait for a full connection; otherwise until a ping is due."""
 
 
 class Broker:
@@ -156,7 +157,7 @@ class Broker:
         poller.register(self._commands.fd, zmq.POLLIN)
         try:
             while not self._stopping:
-                ready = dict(poller.poll(BEHIND_MS if self._behind else IDLE_MS))
+                ready = dict(poller.poll(BEHIND_MS if self._behind else math.ceil(1e3 * self._router.pause())))
                 self._turn(commanded=self._commands.fd in ready)
         finally:
             self._close()

@@ -114,6 +114,10 @@ class WorkerPort:
             return self._start_anew()
         return received
 
+    def wake(self) -> None:
+        """Let `poll` return early; any thread and any signal handler may call this. Raises `EngineError` once it is closed."""
+        self._station.wake()
+
     def _start_anew(self) -> list[Received]:
         ended = [Received(End(session=session, complete=False), []) for session in self._link.sessions]
         self._link.sessions.clear()

@@ -48,7 +48,7 @@ __all__ = ["BrokerStatus", "BrokerTimes", "Frames", "Peer", "Router", "WorkerSta
 
 WORKERS = 256
 """Workers at the same time."""
-REMEMBERED = 4096
+REMEMBERED = 1024
 """Sessions that are over and whose late messages are known to be just that."""
 
 Frames = Sequence[bytes | zmq.Frame]
@@ -416,6 +416,11 @@ class Router:
             self._pinged = now
             for peer in list(self.peers.values()):
                 self._check_up(peer, now, drained=drained)
+
+    def pause(self) -> float:
+        """Seconds until `tick` has something to do."""
+        ends = [session.since + self._times.first_worker for session in self._waiting.values()]
+        return max(0.0, min([self._pinged + self._times.ping, *ends]) - time.monotonic())
 
     def _check_up(self, peer: Peer, now: float, *, drained: bool) -> None:
         if drained and peer.unanswered is not None and now - peer.unanswered > self._times.expiry:

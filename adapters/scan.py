@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Iterator, Mapping
 
 import msgspec
@@ -31,7 +32,7 @@ from .mrd_lengths import MessageId
 
 __all__ = ["NOISE", "ROLE", "Reply", "Scan", "scan_for"]
 
-ROLE, NOISE = "scanside.role", "scanside.noise"
+ROLE, NOISE = sys.intern("scanside.role"), sys.intern("scanside.noise")  # as msgpack does with keys that it unpacks, for good
 """Parameters of a bus session that say what it is for, and which noise measurement it asks about."""
 
 Buffers = list[bytes | memoryview]

@@ -9,14 +9,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import select
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
 import uuid
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Literal, NamedTuple, TypeVar
 
 import msgspec
 import structlog
@@ -32,6 +34,7 @@ from .metrics import Metrics, MetricsServer
 from .photoacoustic_metrics import StreamWatch
 from .process import ENVIRONMENT, tune_process
 from .queries import answer_query
+from .sockets import Outbox
 from .spooling import Spool, SpoolOptions, default_folder
 
 __all__ = ["ServeOptions", "Server"]
@@ -40,11 +43,11 @@ T = TypeVar("T")
 _log = structlog.get_logger("server")
 
 START_SECONDS = 120.0
-SIGNAL_SECONDS = 0.1
-"""How soon a signal is noticed."""
 RESTART_SECONDS = 1.0
 """Between the end of a worker that had hardly started and its successor, so that a defect does not keep a core busy."""
 YOUNG_SECONDS = 30.0
+HUNG_SECONDS = 1.0
+"""Between two looks for workers that do not answer any more."""
 HEARTBEAT_SECONDS = 0.5
 OWN_END, CUT_OFF = 0.6, 0.15
 """Shares of the drain time: for sessions to end by themselves, and for the images of those that are cut off."""
@@ -173,12 +176,14 @@ class Server:
 
     def wait(self) -> None:
         """Serve until SIGINT or SIGTERM."""
-        # a list, since a second signal may interrupt the handler of the first, where a lock would wait for itself
-        received: list[int] = []
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, lambda caught, _frame: received.append(caught))
-        while not received:
-            time.sleep(SIGNAL_SECONDS)
+        ours, theirs = socket.socketpair()  # the interpreter writes to it, whatever it is doing when a signal comes
+        with ours, theirs:
+            theirs.settimeout(0)
+            before = signal.set_wakeup_fd(theirs.fileno(), warn_on_full_buffer=False)
+            for number in (signal.SIGINT, signal.SIGTERM):
+                signal.signal(number, lambda _number, _frame: None)
+            ours.recv(1)
+            signal.set_wakeup_fd(before)
 
     def __enter__(self) -> Server:
         self.start()
@@ -335,14 +340,23 @@ class Server:
         return answer_query(question, self.store, ready=self.ready()[0], sessions=status.sessions)
 
 
+class _Process(NamedTuple):
+    """A worker's process, when it was started, and a descriptor that becomes readable when it ends."""
+
+    process: subprocess.Popen[bytes]
+    since: float
+    fd: int
+
+
 class _Crew:
     """The worker processes of a server: started, watched, replaced when they die or hang, ended with it."""
 
     def __init__(self, broker: Broker, arena: Arena, options: ServeOptions, noise: Path | None) -> None:
         self._broker, self._arena, self._options, self._noise = broker, arena, options, noise
         self._joined: set[bytes] = set()
-        self._processes: dict[bytes, tuple[subprocess.Popen[bytes], float]] = {}
+        self._processes: dict[bytes, _Process] = {}
         self._ending = threading.Event()
+        self._wake: Outbox[None] = Outbox()
         self._watcher = threading.Thread(target=self._watch, name="workers", daemon=True)
 
     def start(self) -> None:
@@ -362,20 +376,24 @@ class _Crew:
     def expect_end(self) -> None:
         """From now on a worker that ends is not replaced."""
         self._ending.set()
+        self._wake.wake()
 
     def stop(self) -> None:
         """End all workers: politely first."""
-        self._ending.set()
+        self.expect_end()
         if self._watcher.is_alive():
             self._watcher.join()
-        for process, _ in self._processes.values():
+        for process, _, _ in self._processes.values():
             process.terminate()
-        for process, _ in self._processes.values():
+        for process, _, fd in self._processes.values():
             try:
                 process.wait(5)
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
+            os.close(fd)
+        self._processes.clear()
+        self._wake.close()
 
     def _hire(self) -> None:
         identity = b"worker-" + uuid.uuid4().hex.encode()
@@ -398,26 +416,36 @@ class _Crew:
             command += ["--configs", str(folder)]
         environment = {**ENVIRONMENT, **os.environ}
         process = subprocess.Popen(command, env=environment, pass_fds=(self._arena.fd,))  # noqa: S603 - our own interpreter
-        self._processes[identity] = process, time.monotonic()
+        self._processes[identity] = _Process(process, time.monotonic(), os.pidfd_open(process.pid))
 
     def _watch(self) -> None:
-        while not self._ending.wait(0.1):
+        while not self._ending.is_set():
+            self._pause()
             self._end_hung()
-            for identity, (process, since) in list(self._processes.items()):
+            for identity, (process, since, fd) in list(self._processes.items()):
                 if process.poll() is None:
                     continue
                 del self._processes[identity]
+                os.close(fd)
                 _log.error("worker ended", code=process.returncode)
                 self._broker.worker_lost(identity)
                 young = time.monotonic() - since < YOUNG_SECONDS
                 if not self._ending.wait(RESTART_SECONDS if young else 0):
                     self._hire()
 
+    def _pause(self) -> None:
+        """Until a worker ends or the server does, or for as long as one that hangs may have."""
+        poller = select.poll()
+        for fd in (self._wake.fd, *(process.fd for process in self._processes.values())):
+            poller.register(fd, select.POLLIN)
+        poller.poll(1e3 * HUNG_SECONDS)
+
     def _end_hung(self) -> None:
         """Kill the workers that the broker has given up because they did not answer; they are replaced like those that died."""
         answering = {worker.identity for worker in self._broker.status().workers}
         for identity in self._joined - answering:
-            process, _ = self._processes.get(identity, (None, 0.0))
+            known = self._processes.get(identity)
+            process = None if known is None else known.process
             if process is not None and process.poll() is None:
                 _log.error("worker hangs", pid=process.pid, seconds=self._options.worker_seconds)
                 process.kill()

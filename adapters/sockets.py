@@ -148,7 +148,7 @@ class Outbox(Generic[T]):
 
     def __init__(self, size: int = QUEUE_MESSAGES) -> None:
         self._queue: queue.Queue[T] = queue.Queue(size)
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a signal handler may call `wake` while this thread is in it
         self.fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
 
     def put(self, item: T, timeout: float | None = None, *, wake: bool = True) -> None:
@@ -183,6 +183,6 @@ class Outbox(Generic[T]):
     def close(self) -> None:
         """Give the descriptor back; what still waits is dropped."""
         with self._lock:
-            if self.fd >= 0:
-                os.close(self.fd)
-            self.fd = -1
+            fd, self.fd = self.fd, -1
+            if fd >= 0:
+                os.close(fd)

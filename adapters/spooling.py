@@ -33,8 +33,8 @@ GROUP_SECONDS = 0.005
 """What comes within this time is written together."""
 COMMIT_SECONDS = 0.05
 """Pause between two commits to the disk."""
-TIDY_SECONDS = 1.0
-"""Between two looks at sizes and free space."""
+TIDY_SECONDS, QUIET_TIDY_SECONDS = 1.0, 10.0
+"""Between two looks at sizes and free space: while there is something to write or trouble, and otherwise."""
 QUEUE_BYTES = 128 << 20
 """Waiting to be written; a session for which there is no room left in this goes on without its file."""
 MOST_FILES = 1000
@@ -103,7 +103,8 @@ class SpoolLog:
 
     def __init__(self, spool: Spool, facts: SpoolFacts) -> None:
         begun = datetime.fromtimestamp(facts.started / 1e9, UTC)
-        self.path = spool.options.folder / f"{begun:%Y%m%dT%H%M%S%fZ}-{facts.session}{SUFFIX}"
+        # no Path: each interns its parts, and the interpreter's table of interned strings grows with names that are used once
+        self._file = f"{spool.options.folder}/{begun:%Y%m%dT%H%M%S%fZ}-{facts.session}{SUFFIX}"
         self.lost = ""
         """Why the file is not whole, in a fixed word: "behind" or "disk"; empty while it is."""
         self.written = 0
@@ -112,6 +113,11 @@ class SpoolLog:
         self._encoder = SpoolEncoder()
         self._fd = -1
         self._lock = threading.Lock()
+
+    @property
+    def path(self) -> Path:
+        """Where the file is, or will be once something is written."""
+        return Path(self._file)
 
     def append(self, view: memoryview, messages: int, received: int) -> None:
         """Have a piece written; its memory must not change until then. Costs an entry in a queue and never waits."""
@@ -140,7 +146,8 @@ class SpoolLog:
             return  # nothing was ever written
         try:
             if not keep:
-                self.path.unlink(missing_ok=True)
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(self._file)  # noqa: PTH108 - see above
             elif not self.lost:
                 self._write([self._encoder.close(last)])
                 os.fdatasync(self._fd)
@@ -162,7 +169,7 @@ class SpoolLog:
 
     def _create(self) -> bytes:
         with self._lock:
-            self._fd = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+            self._fd = os.open(self._file, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
             fcntl.flock(self._fd, fcntl.LOCK_EX)
         return self._encoder.begin(self._facts)
 
@@ -311,7 +318,8 @@ class Spool:
                     log.commit()
                 except OSError as error:
                     self._fail(log, error)
-            if time.monotonic() - tidied > TIDY_SECONDS:
+            busy = bool(self._open or self._failing or self._status.trouble)
+            if time.monotonic() - tidied > (TIDY_SECONDS if busy else QUIET_TIDY_SECONDS):
                 tidied = time.monotonic()
                 self._tidy()
 

@@ -6,6 +6,7 @@ Started by `scanside serve`; run by hand, `python -m scanside.adapters.worker --
 from __future__ import annotations
 
 import argparse
+import contextlib
 import gc
 import os
 import queue
@@ -22,7 +23,7 @@ import structlog
 import torch
 import zmq
 from scanside.engine.config import ConfigStore, Value, with_overrides
-from scanside.engine.errors import PeerError, ScansideError
+from scanside.engine.errors import EngineError, PeerError, ScansideError
 from scanside.engine.messages import EndOfScan, Event, Message, PhotoacousticFrame, PhotoacousticHeader
 from scanside.engine.simulation.scan import simulate_scan
 from scanside.engine.streaming.photoacoustic import PhotoacousticSession
@@ -45,8 +46,8 @@ _log = structlog.get_logger("worker")
 
 CREDIT = {"mrd": 16 << 20, "pat": 8 << 20}
 """Bytes that a session may have under way, by adapter: two full messages of the gateway; a device's frames would only get old."""
-POLL_SECONDS = 0.2
-"""How long a worker may take to notice that it should end."""
+POLL_SECONDS = 1.0
+"""How long a worker may take to notice that its parent is gone."""
 
 _Item = tuple[Envelope, list[memoryview]]
 _AnyScan = Scan | PhotoacousticScan
@@ -183,8 +184,10 @@ class Worker:
         return [self._arena.view(span) for span in data.shared]
 
     def stop(self) -> None:
-        """End `run` soon."""
+        """End `run` soon; a signal handler may call this."""
         self._stopping = True
+        with contextlib.suppress(EngineError):  # its port is closed, so `run` is over
+            self.port.wake()
 
     def forget(self, session: str) -> None:
         """Drop a session that is over."""

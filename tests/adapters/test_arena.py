@@ -176,7 +176,7 @@ def test_a_worker_that_hangs_is_killed_and_replaced(
     with Server(ServeOptions(port=0, metrics_port=None, threads=1, worker_seconds=1.0)) as server:
         crew = server._crew
         assert crew is not None
-        ((process, _),) = crew._processes.values()
+        ((process, *_),) = crew._processes.values()
         first = connect(server.port).send(scan.session("default")[:-2])
         first.until(lambda: bool(first.images))
         os.kill(process.pid, signal.SIGSTOP)
