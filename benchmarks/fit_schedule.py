@@ -13,6 +13,7 @@ What is minimized is the mean logarithm of the squared error of the last image. 
 from __future__ import annotations
 
 import argparse
+import cmath
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,7 +22,7 @@ import numpy as np
 import torch
 from rich.progress import track
 from scanside.engine.config import ConfigStore
-from scanside.engine.config_priors import DataConfig
+from scanside.engine.config_priors import StageConfig
 from scanside.engine.operators import Fourier
 from scanside.engine.operators.cartesian import CartesianSense
 from scanside.engine.priors.denoiser import Denoiser
@@ -52,7 +53,7 @@ def main() -> None:
         optimizer.zero_grad()
         for kind in KINDS:
             truth = images[int(torch.randint(len(images), (1,), generator=generator))]
-            loss = _loss(steps, denoiser, stage.data, *_scan(truth, kind, generator))
+            loss = _loss(steps, denoiser, stage, *_scan(truth, kind, generator))
             loss.backward()
             gains.append(-10 / math.log(10) * loss.item())
         torch.nn.utils.clip_grad_norm_(steps.parameters(), 5.0)
@@ -130,14 +131,15 @@ def _scan(truth: Tensor, kind: str, generator: torch.Generator) -> tuple[Measure
 
 
 def _loss(
-    steps: Steps, denoiser: Denoiser, data: DataConfig, measured: Measurement, start: Tensor, truth: Tensor
+    steps: Steps, denoiser: Denoiser, stage: StageConfig, measured: Measurement, start: Tensor, truth: Tensor
 ) -> Tensor:
     """Logarithm of the squared error of the last image over that of the start."""
-    consistency = make_consistency(measured, data)
+    consistency = make_consistency(measured, stage.data)
     x, velocity = start, torch.zeros_like(start)
-    for log_sigma, relaxation, momentum in zip(steps.log_sigma, steps.relaxation, steps.momentum, strict=True):
-        sigma = log_sigma.exp()
-        velocity = relaxation * (_denoised(denoiser, x, sigma) - x) + momentum * velocity
+    moves = zip(steps.log_sigma, steps.relaxation, steps.momentum, strict=True)
+    for number, (log_sigma, relaxation, momentum) in enumerate(moves):
+        sigma, turn = log_sigma.exp(), cmath.rect(1.0, math.radians(stage.prior.turn * number))
+        velocity = relaxation * (_denoised(denoiser, x * turn, sigma) * turn.conjugate() - x) + momentum * velocity
         x = consistency(x + velocity, sigma.item())
     return ((x - truth).abs().square().sum() / (start - truth).abs().square().sum()).log()
 

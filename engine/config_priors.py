@@ -96,6 +96,9 @@ class PriorConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     """Noise level that the network is told, whatever the schedule says; 0: that of the schedule."""
     sigma_range: tuple[Positive, Positive] | None = None
     """First and last noise level of this stage, in units of its domain; the levels between go as those of the schedule do."""
+    turn: Annotated[float, msgspec.Meta(ge=0, lt=360)] = 0.0
+    """Degrees by which the phase of the image is turned for the network, more by as much at each move: no phase is special,
+    but a network has learned that only roughly, and what it does to one phase another one does not repeat."""
     domain: Literal["own", "image", "filtered"] = "own"
     """`own`: the network knows the domain of the transform; `image`: it knows plain images, which serves every transform
     that keeps lengths; `filtered`: it knows images that the k-space weights and the window filtered, which is weighted

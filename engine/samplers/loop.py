@@ -7,6 +7,7 @@ constraint a stage has are its configuration's business; a system is a TOML file
 
 from __future__ import annotations
 
+import cmath
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
@@ -55,7 +56,7 @@ class Stage:
     ) -> None:
         self.config, self.transform, self._levels = config, transform, levels
         self.consistency, self.constraint = consistency, constraint
-        self._denoise, self.evaluations = denoise, 0
+        self._denoise, self.evaluations, self.moves = denoise, 0, 0
 
     def denoise(self, u: Tensor, sigma: Tensor) -> Tensor:
         """The prior of this stage, with its evaluations counted."""
@@ -66,8 +67,7 @@ class Stage:
         """State and estimate after the moves of one level: a predictor and its correctors, or a single one."""
         estimate, asked = state, self.config.constraint
         for number, step in enumerate(map(self._own, steps), 1):
-            moved = self.transform.inverse(rule.move(self.transform.forward(state), step, self.denoise), state)
-            moved = rule.push(state, moved)
+            moved = rule.push(state, self._moved(state, step, rule))
             consistent = self.consistency(moved, step.sigma)
             if number == len(steps) or asked.each_move:
                 consistent = self.constraint(consistent)
@@ -75,6 +75,14 @@ class Stage:
                     consistent = self.consistency(consistent, step.sigma)
             state, estimate = rule.settle(state, moved, consistent, step)
         return state, estimate
+
+    def _moved(self, state: Tensor, step: Step, rule: Rule) -> Tensor:
+        """The state after the prior's move, made on the image with its phase turned, which passes through T, for that is linear."""
+        turn = cmath.rect(1.0, math.radians(self.config.prior.turn * self.moves))
+        self.moves += 1
+        seen = state if turn == 1 else state * turn
+        moved = self.transform.inverse(rule.move(self.transform.forward(seen), step, self.denoise), seen)
+        return moved if turn == 1 else moved * turn.conjugate()
 
     def _own(self, step: Step) -> Step:
         """A step in the noise levels of this stage, if it has its own."""
@@ -110,6 +118,8 @@ class Program:
             )
         if sampler.rule == "mean_reverting" and sampler.sigma_steps:
             raise ConfigError("sampler.sigma_steps: mean_reverting has no noise levels one by one, but sampler.sigma")
+        if sampler.rule == "mean_reverting" and any(stage.config.prior.turn for stage in stages):
+            raise ConfigError("prior.turn: mean_reverting goes back to its start, which is not turned")
         if len(stages) > 1 and sampler.rule in ("ddim", "heun"):
             raise ConfigError(f"sampler.rule = {sampler.rule!r} works on one stage, the program has {len(stages)}")
 
@@ -131,7 +141,7 @@ class Program:
         generator = torch.Generator().manual_seed(self.sampler.seed if seed is None else seed)
         rules = [make_rule(self.sampler, generator) for _ in self.stages]
         for stage, rule in zip(self.stages, rules, strict=True):
-            stage.evaluations, rule.anchor = 0, stage.transform.forward(start)
+            stage.evaluations, stage.moves, rule.anchor = 0, 0, stage.transform.forward(start)
         levels, state = _levels(rules[0].schedule()), rules[0].begin(start)
         for index, steps in enumerate(levels, 1):
             state, estimate = self._level(state, steps, rules)

@@ -256,6 +256,8 @@ def photoacoustic_program(
         denoise = _conditioned(find(config.prior.weights), conditions, hidden)
         constraint = make_constraint(config.constraint)
         planes = cast(Any, _Planes(hidden))
+        if config.prior.turn:
+            raise ConfigError(f"prior.turn = {config.prior.turn:g}: photoacoustic images are real and have no phase")
         made.append(Stage(config, denoise, planes, cast(Any, consistency(config.data)), constraint))
     return Program(made, sampler)
 

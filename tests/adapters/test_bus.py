@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import os
+import signal
 import stat
 import subprocess
 import sys
@@ -38,8 +40,11 @@ from scanside.adapters.envelope import (
     Refused,
     Result,
     Stats,
+    encode,
+    numbered,
 )
-from scanside.adapters.sockets import terminate
+from scanside.adapters.routing import Router
+from scanside.adapters.sockets import Outbox, terminate
 from scanside.engine.errors import ConfigError, DeadlineMissed, EngineError
 from scanside.engine.limits import Limits
 from scanside.engine.messages import FrameStats
@@ -171,6 +176,50 @@ def test_a_worker_in_another_process(broker: Broker, context: zmq.Context):
     ):
         assert run_through(producer, [[payload]] * 16) == [hashlib.sha256(payload * 16).digest()]
         assert process.wait(20) == 0
+
+
+def test_a_worker_that_waits_can_be_woken(context: zmq.Context):
+    with Broker(times=BrokerTimes(ping=1000.0)) as broker:
+        port = WorkerPort(broker.endpoint, name="idle", device="cpu", capacity=1, context=context)
+        until(lambda: bool(port.poll(0.0) or broker.status().workers))
+        waker = threading.Timer(0.2, port.wake)
+        waker.start()
+        assert port.poll(1000.0) == []  # longer than a test may take
+        waker.join()
+        port.close()
+        with pytest.raises(EngineError, match="closed"):
+            port.wake()
+
+
+def test_a_signal_may_wake_a_thread_that_is_just_waking_it():
+    outbox: Outbox[int] = Outbox()
+    before = signal.signal(signal.SIGUSR1, lambda _number, _frame: outbox.wake())
+    try:
+        with outbox._lock:
+            signal.raise_signal(signal.SIGUSR1)
+        assert os.eventfd_read(outbox.fd) == 1
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+        outbox.close()
+
+
+@given(ping=st.floats(0.05, 100), first=st.floats(0.05, 100), waits=st.booleans())
+def test_a_broker_sleeps_until_something_is_due(ping: float, first: float, waits: bool):
+    begun = time.monotonic()
+    router = Router(
+        lambda _peer, _frames: None,
+        lambda _topic, _count, _frames: None,
+        Limits(),
+        BrokerTimes(ping=ping, first_worker=first),
+        lender=b"gateway",
+    )
+    if waits:
+        router.receive(
+            b"producer", [zmq.Frame(encode(numbered(Open(session="1" * 32, adapter="mrd", config="mri/sense"), 0)))]
+        )
+        assert router.status().waiting == 1
+    longest, pause = min(ping, first) if waits else ping, router.pause()
+    assert longest - (time.monotonic() - begun) <= pause <= longest
 
 
 def test_a_producer_without_credit_stops_and_goes_on_when_it_gets_some(broker: Broker, context: zmq.Context):

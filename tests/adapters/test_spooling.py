@@ -53,6 +53,12 @@ def spool(tmp_path: Path, lost: list[str]) -> Iterator[Spool]:
     made.stop()
 
 
+def interned(text: str) -> bool:
+    """Whether the interpreter keeps a string of this text in its table."""
+    copy = "".join(list(text))
+    return sys.intern(copy) is not copy
+
+
 def fill(spool: Spool, number: int, pieces: int = 3, size: int = 1000) -> Any:
     log = spool.begin(facts(number))
     for piece in range(pieces):
@@ -286,3 +292,12 @@ def test_raw_data_can_be_kept(tmp_path: Path, connect: Connect, scan_bytes: Scan
     assert sum(record.messages for record in reader.records()) == 1 + len(scan.messages)
     assert reader.closing == WELL
     assert os.access(path, os.R_OK)
+
+
+def test_names_of_files_leave_nothing_in_the_interpreter(spool: Spool) -> None:
+    """Its table of interned strings would grow by megabytes with names that are used once."""
+    log = fill(spool, 77)
+    log.end(WELL, keep=False)
+    assert soon(lambda: len(spool) == 0 and not os.path.exists(log._file))  # noqa: PTH110 - a Path would intern the name
+    assert not interned(log._file.rpartition("/")[2])
+    assert interned("keep")

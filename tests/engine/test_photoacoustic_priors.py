@@ -13,7 +13,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scanside.engine.config import ConfigStore, SystemConfig, with_overrides
-from scanside.engine.config_priors import DataConfig, NetworkConfig, SamplerConfig, StageConfig, TrainingConfig
+from scanside.engine.config_priors import (
+    DataConfig,
+    NetworkConfig,
+    PriorConfig,
+    SamplerConfig,
+    StageConfig,
+    TrainingConfig,
+)
 from scanside.engine.errors import ConfigError
 from scanside.engine.messages import EndOfScan, Image, Note, PhotoacousticFrame, PhotoacousticHeader
 from scanside.engine.operators.linear import adjoint_mismatch
@@ -26,6 +33,7 @@ from scanside.engine.samplers.photoacoustic import (
     ModelConsistency,
     SpectralConsistency,
     padded,
+    photoacoustic_program,
     transducer_response,
     wiener,
 )
@@ -164,6 +172,12 @@ def test_arrays_that_are_no_ring_are_refused() -> None:
     for positions in (line, bowl, uneven + np.random.default_rng(1).normal(0, 3e-3, (40, 3))):
         with pytest.raises(ConfigError, match="use pat/das or pat/ubp"):
             full_ring(positions, 384)
+
+
+def test_real_images_have_no_phase_to_turn() -> None:
+    stages = [StageConfig(prior=PriorConfig(turn=45.0))]
+    with pytest.raises(ConfigError, match=r"prior\.turn = 45"):
+        photoacoustic_program(stages, SamplerConfig(), {"": lambda u, _: u}, lambda _: None)
 
 
 # --- data consistency --------------------------------------------------------------------------------------------------------

@@ -8,7 +8,9 @@ import math
 import msgspec
 import pytest
 import torch
-from scanside.engine.config_priors import ConstraintConfig, DataConfig, SamplerConfig, StageConfig
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from scanside.engine.config_priors import ConstraintConfig, DataConfig, PriorConfig, SamplerConfig, StageConfig
 from scanside.engine.errors import ConfigError
 from scanside.engine.priors.denoiser import DenoiseFunction, energy_gradient, score
 from scanside.engine.samplers.consistency import Measurement
@@ -227,6 +229,42 @@ def test_each_step_has_its_own_level_relaxation_and_momentum(data: Tensor) -> No
         torch.testing.assert_close(image, MEAN * (1 + 1j) + distance)
 
 
+def test_the_network_sees_the_phase_turned_further_at_each_move(data: Tensor) -> None:
+    seen: list[Tensor] = []
+
+    def rising(u: Tensor, sigma: Tensor) -> Tensor:
+        seen.append(torch.complex(u[:, 0], u[:, 1]))
+        return u + 1.0  # 1 + 1j to what it sees
+
+    stage = StageConfig(prior=PriorConfig(turn=90.0), data=DataConfig(kind="none"))
+    made = make_program([stage], SamplerConfig(levels=3), {"": rising}, measured(MASK, data))
+    for _ in range(2):  # a run begins anew
+        seen.clear()
+        images = [e.image for e in made.run(data[0])]
+        torch.testing.assert_close(seen[2], 1j**2 * images[1])
+        rises = [after - before for before, after in zip([data[0], *images], images, strict=False)]
+        for number, rise in enumerate(rises):
+            torch.testing.assert_close(rise, torch.full_like(rise, (1 + 1j) * (-1j) ** number))
+
+
+@pytest.mark.parametrize("rule", [rule for rule in RULES if rule != "mean_reverting"])
+@given(turn=st.floats(0, 359.9))
+@settings(max_examples=10, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_a_prior_without_a_special_phase_does_not_notice_the_turn(rule: str, turn: float, data: Tensor) -> None:
+    def shrinking(u: Tensor, sigma: Tensor) -> Tensor:
+        return u * (SPREAD**2 / (SPREAD**2 + sigma**2)).reshape(-1, 1, 1, 1)
+
+    sampler = SamplerConfig(rule=rule, levels=3, steps=2, sigma=(0.3, 0.05), momentum=0.4, inject=False)
+    plain, turned = (
+        run_to_end(
+            make_program([StageConfig(prior=PriorConfig(turn=angle))], sampler, {"": shrinking}, measured(MASK, data)),
+            ZERO,
+        ).image
+        for angle in (0.0, turn)
+    )
+    torch.testing.assert_close(turned, plain, atol=1e-5, rtol=1e-4)
+
+
 def test_the_jacobian_makes_the_step_the_gradient_of_the_error(data: Tensor) -> None:
     stage = StageConfig(data=DataConfig(kind="none"))
     start = torch.randn(ZERO.shape, dtype=torch.complex64, generator=torch.Generator().manual_seed(0))
@@ -282,6 +320,16 @@ def test_levels_one_by_one_are_knots_where_their_number_differs() -> None:
 def test_programs_that_cannot_be(stages: list[StageConfig], rule: str, message: str, data: Tensor) -> None:
     with pytest.raises(ConfigError, match=message):
         make_program(stages, SamplerConfig(rule=rule), {"": gaussian}, measured(MASK, data))
+
+
+def test_the_mean_reverting_equation_is_not_turned(data: Tensor) -> None:
+    with pytest.raises(ConfigError, match=r"prior\.turn"):
+        make_program(
+            [StageConfig(prior=PriorConfig(turn=45.0))],
+            SamplerConfig(rule="mean_reverting"),
+            {"": gaussian},
+            measured(MASK, data),
+        )
 
 
 def test_the_mean_reverting_equation_has_no_levels_one_by_one(data: Tensor) -> None:
