@@ -77,7 +77,7 @@ class Stage:
         return state, estimate
 
     def _moved(self, state: Tensor, step: Step, rule: Rule) -> Tensor:
-        """The state after the prior's move, made on the image with its phase turned, which passes through T, for that is linear."""
+        """The state after the prior's move, made on the image with its phase turned (T is linear, so it is turned, too)."""
         turn = cmath.rect(1.0, math.radians(self.config.prior.turn * self.moves))
         self.moves += 1
         seen = state if turn == 1 else state * turn
