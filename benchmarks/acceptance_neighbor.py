@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import gc
 import json
 import multiprocessing
 import os
@@ -51,6 +52,7 @@ Frames = list[tuple[float, float]]
 def neighbor(port: int, stop: Event, answers: multiprocessing.Queue[tuple[int, Frames, list[str]]]) -> None:
     """A healthy scanner in a process of its own: session after session until it is stopped."""
     torch.set_num_threads(1)
+    gc.disable()  # pauses of its own are none of the server
     scan = simulate_scan(MATRIX, COILS, 1, 0, repetitions=SESSION_FRAMES, noise_readouts=0)
     batches, xml = list(scan.readouts(MATRIX)), header_xml(scan.header)
     sent, frames, texts = 0, Frames(), list[str]()
