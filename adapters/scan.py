@@ -32,7 +32,10 @@ from .mrd_lengths import MessageId
 
 __all__ = ["NOISE", "ROLE", "Reply", "Scan", "scan_for"]
 
-ROLE, NOISE = sys.intern("scanside.role"), sys.intern("scanside.noise")  # as msgpack does with keys that it unpacks, for good
+ROLE, NOISE = (
+    sys.intern("scanside.role"),
+    sys.intern("scanside.noise"),
+)  # as msgpack does with keys that it unpacks, for good
 """Parameters of a bus session that say what it is for, and which noise measurement it asks about."""
 
 Buffers = list[bytes | memoryview]
