@@ -135,6 +135,8 @@ class ConstraintConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, 
     share: Annotated[float, msgspec.Meta(gt=0, le=1)] = 1.0
     """Of `low_rank`: the rank is at most this share of window^2 times the number of coils, so that few are asked something, too.
     What it asks of one coil is that the object does not fill the field of view."""
+    energy: Annotated[float, msgspec.Meta(gt=0, le=1)] = 1.0
+    """Of `low_rank`: the rank is no higher than what holds this share of the energy of the Hankel matrix, each time anew."""
     limit: Positive = 1.0
     each_move: bool = False
     """Ask after each move of a level, predictor and correctors, not only after the last."""
@@ -145,10 +147,10 @@ class ConstraintConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, 
 class TransformConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """The domain of a prior."""
 
-    kind: Literal["image", "haar", "kspace", "kspace_haar", "filtered", "arc"] = "image"
+    kind: Literal["image", "haar", "kspace", "kspace_haar", "filtered", "hankel", "arc"] = "image"
     """The image; its undecimated Haar bands; weighted k-space without its center; Haar bands of k-space; the image that
-    k-space weights and window filter; the signals of a ring without the third of it that is furthest from what was
-    measured."""
+    k-space weights and window filter; the matrix of the windows of weighted k-space; the signals of a ring without the third
+    of it that is furthest from what was measured."""
     copies: Annotated[int, msgspec.Meta(ge=1, le=16)] = 1
     """How often the channels are repeated."""
     split: bool = False
@@ -160,6 +162,10 @@ class TransformConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, k
     window: Annotated[int, msgspec.Meta(ge=0)] = 0
     """Points per axis of the k-space center that the prior does not see."""
     window_shape: Literal["square", "disc"] = "square"
+    hankel_window: Annotated[int, msgspec.Meta(ge=2, le=32)] = 8
+    """Points per side of the windows of `hankel`."""
+    hankel_stride: Annotated[int, msgspec.Meta(ge=1, le=32)] = 1
+    """Of `hankel`: windows begin on every so-manyth line of k-space only, which costs less."""
 
 
 class StageConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

@@ -66,17 +66,21 @@ def _overlaps(size: int, window: int, device: torch.device) -> Tensor:
     return least.clamp(max=min(window, size - window + 1))
 
 
-def leading_subspace(gram: Tensor, rank: int) -> Tensor:
+def leading_subspace(gram: Tensor, rank: int, energy: float = 1.0) -> Tensor:
     """The `rank` leading eigenvectors V of a Gram matrix H^H H, shape (size, rank): the right singular vectors of H.
 
-    In double precision, for the Gram matrix squares the range of the singular values. Raises ValueError for a rank beyond
-    the size.
+    Fewer where `energy` of the trace, that is of |H|^2, needs fewer. In double precision, for the Gram matrix squares the range
+    of the singular values. Raises ValueError for a rank beyond the size.
     """
     size = gram.shape[-1]
     if not 1 <= rank <= size:
         raise ValueError(f"rank is {rank}, it must lie between 1 and the size {size} of the window over all coils")
-    vectors: Tensor = torch.linalg.eigh(gram.to(torch.complex128))[1]
-    return vectors[..., size - rank :]
+    values, vectors = torch.linalg.eigh(gram.to(torch.complex128))
+    if energy < 1:
+        held = values.clamp_min(0).flip(0).cumsum(0)
+        rank = min(rank, 1 + int((held < energy * held[-1]).sum()))
+    leading: Tensor = vectors[..., size - rank :]
+    return leading
 
 
 def correlation_gram(images: Tensor, window: int) -> Tensor:
@@ -113,9 +117,12 @@ def coil_matrices(subspace: Tensor, coils: int, shape: tuple[int, int]) -> Tenso
     return _waves(window, shape[0], kernel).mT @ kernel @ _waves(window, shape[1], kernel)
 
 
-def image_low_rank(images: Tensor, window: int, rank: int) -> Tensor:
-    """Coil images (coil, y, x) after projection of the Hankel matrix of their k-space to `rank`, windows wrapping round."""
-    subspace = leading_subspace(correlation_gram(images, window), rank)
+def image_low_rank(images: Tensor, window: int, rank: int, energy: float = 1.0) -> Tensor:
+    """Coil images (coil, y, x) after projection of the Hankel matrix of their k-space to `rank`, windows wrapping round.
+
+    To a lower rank where that holds `energy` of |H|^2.
+    """
+    subspace = leading_subspace(correlation_gram(images, window), rank, energy)
     matrices = coil_matrices(subspace, images.shape[0], (images.shape[-2], images.shape[-1]))
     return apply(matrices.to(images.dtype), images)
 

@@ -21,10 +21,12 @@ from ..errors import ConfigError
 from ..operators.hankel import Hankel
 from ..simulation.coils import coil_maps
 from .denoiser import DenoiseFunction
-from .transforms import Kspace, KspaceHaar, Transform
+from .transforms import HankelMatrix, Kspace, KspaceHaar, Transform
 
-__all__ = ["filtered_prior", "image_prior", "network_domain", "network_planes", "random_phase"]
+__all__ = ["filtered_prior", "hankel_prior", "image_prior", "network_domain", "network_planes", "random_phase"]
 
+_LINES = 16
+"""Lines of windows that a network is given at once."""
 _PHASES = 2
 """Versions of each image with random phase that are taken to another domain."""
 
@@ -128,6 +130,22 @@ def filtered_prior(denoise: DenoiseFunction, transform: Transform) -> DenoiseFun
         kspace = analysis.merged(transform.planes(u)) * seen.to(u.device, u.dtype)
         v = _asked(denoise, fourier.H(kspace) / root, sigma[:count] / (root * config.copies**0.5))
         return transform.channels_of(analysis.split(fourier(v) * root * seen.to(u.device, u.dtype)))
+
+    return denoised
+
+
+def hankel_prior(denoise: DenoiseFunction, analysis: HankelMatrix) -> DenoiseFunction:
+    """The prior of Hankel matrices, given a few lines of windows at a time, for a matrix has as many entries as 60 images.
+
+    Each line is a plane by itself: its rows are windows side by side, those of the next line lie elsewhere in k-space.
+    """
+
+    def denoised(u: Tensor, sigma: Tensor) -> Tensor:
+        lines = u.reshape(*u.shape[:2], -1, analysis.line, u.shape[-1]).movedim(1, 2)
+        planes, levels = lines.flatten(0, 1), sigma.repeat_interleave(lines.shape[1])
+        parts = zip(torch.split(planes, _LINES), torch.split(levels, _LINES), strict=True)
+        found = torch.cat([denoise(*part) for part in parts])
+        return found.reshape(lines.shape).movedim(2, 1).reshape(u.shape)
 
     return denoised
 

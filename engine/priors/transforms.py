@@ -17,12 +17,14 @@ from torch import Tensor
 
 from ..config_priors import TransformConfig
 from ..operators.cartesian import Fourier
+from ..operators.hankel import Hankel
 from ..operators.linear import LinearOperator
 
 __all__ = [
     "ANALYSES",
     "Analysis",
     "Filtered",
+    "HankelMatrix",
     "ImagePlanes",
     "Kspace",
     "KspaceHaar",
@@ -236,12 +238,56 @@ class Filtered(Analysis):
         return math.sqrt(self.domain[0] * self.domain[1])
 
 
+class HankelMatrix(Analysis):
+    """The matrix of the windows of weighted k-space: H W F z, a row for each position and a column for each point of a window.
+
+    Rows of one line of k-space follow each other, `line` of them; lines lie `hankel_stride` apart, and the last one is there in
+    any case, so that every sample is held. Inside, each is by about window^2 / stride entries: |H k|^2 is that times |k|^2. A
+    window larger than k-space is cut to it, a stride above the window to the window.
+    """
+
+    def __init__(self, shape: Sequence[int], config: TransformConfig | None = None) -> None:
+        config = config or TransformConfig(kind="hankel")
+        size = min(config.hankel_window, *shape)
+        self._kspace, self._windows = Kspace(shape, config), Hankel((1, *shape), size)
+        self.line = shape[1] + 1 - size
+        last, stride = shape[0] - size, min(config.hankel_stride, size)
+        self._chosen = torch.tensor(sorted({*range(0, last, stride), last}))
+        self._counts = self._added(torch.ones(len(self._chosen) * self.line, size**2))
+        super().__init__(shape, (1, len(self._chosen) * self.line, size**2))
+
+    @property
+    def gain(self) -> float | None:
+        """None: samples at the border stand in fewer windows."""
+        return None
+
+    def inverse(self, planes: Tensor, before: Tensor) -> Tensor:
+        """Mean of the entries that stand for one sample, which is the pseudo-inverse of H; then as `Kspace`."""
+        rows = planes.squeeze(-3)
+        return self._kspace.inverse(self._added(rows) / self._counts.to(rows.device, rows.real.dtype), before)
+
+    def _forward(self, x: Tensor) -> Tensor:
+        windows = self._windows(self._kspace(x))
+        lines: Tensor = windows.reshape(*windows.shape[:-2], -1, self.line, windows.shape[-1])
+        return lines.index_select(-3, self._chosen.to(x.device)).flatten(-3, -2).unsqueeze(-3)
+
+    def _backward(self, y: Tensor) -> Tensor:
+        return self._kspace.H(self._added(y.squeeze(-3)))
+
+    def _added(self, rows: Tensor) -> Tensor:
+        """H^H of the lines that there are: k-space (*batch, 1, y, x) in which entries of one sample are added up."""
+        lines = rows.reshape(*rows.shape[:-2], -1, self.line, rows.shape[-1])
+        every = lines.new_zeros(*lines.shape[:-3], self._windows.range[0] // self.line, *lines.shape[-2:])
+        return self._windows.H(every.index_copy_(-3, self._chosen.to(rows.device), lines).flatten(-3, -2))
+
+
 ANALYSES: dict[str, Callable[[Sequence[int], TransformConfig | None], Analysis]] = {
     "image": ImagePlanes,
     "haar": UndecimatedHaar,
     "kspace": Kspace,
     "kspace_haar": KspaceHaar,
     "filtered": Filtered,
+    "hankel": HankelMatrix,
 }
 """Analyses by the name that a configuration calls them."""
 

@@ -26,22 +26,24 @@ def make_constraint(config: ConstraintConfig) -> Constraint:
     return CONSTRAINTS[config.kind](config)
 
 
-def low_rank(images: Tensor, window: int, rank: int, share: float = 1.0) -> Tensor:
+def low_rank(images: Tensor, window: int, rank: int, share: float = 1.0, energy: float = 1.0) -> Tensor:
     """Low rank of the Hankel matrix of k-space over the coils (SAKE), or over frames in their place; (*batch, coil, z, y, x).
 
     Every slice on its own, with a subspace of its own that is found anew at each call; `frozen_low_rank` keeps one. A rank of
-    window^2 coils or more is no constraint; share: of window^2 coils that the rank is at most.
+    window^2 coils or more is no constraint; share: of window^2 coils that the rank is at most; energy: share of that of the
+    matrix for which a lower rank is enough.
     """
-    rank = min(rank, max(1, int(share * window**2 * images.shape[-4])))
-    if rank >= window**2 * images.shape[-4]:
+    columns = window**2 * images.shape[-4]
+    rank = min(rank, max(1, int(share * columns)))
+    if rank >= columns and energy == 1:
         return images
     planes = images.movedim(-4, -3)
-    flat = [image_low_rank(coils, window, rank) for coils in planes.reshape(-1, *planes.shape[-3:]).unbind()]
+    flat = [image_low_rank(coils, window, rank, energy) for coils in planes.reshape(-1, *planes.shape[-3:]).unbind()]
     return torch.stack(flat).reshape(planes.shape).movedim(-3, -4)
 
 
 def _coils_low_rank(config: ConstraintConfig) -> Constraint:
-    return lambda images: low_rank(images, config.window, config.rank, config.share)
+    return lambda images: low_rank(images, config.window, config.rank, config.share, config.energy)
 
 
 def _frames_low_rank(config: ConstraintConfig) -> Constraint:
@@ -50,7 +52,7 @@ def _frames_low_rank(config: ConstraintConfig) -> Constraint:
     def constrain(images: Tensor) -> Tensor:
         if images.ndim < 5:
             raise ConfigError("constraint.over = 'frames': there are none; set reconstruction.frames to 2 or more")
-        return low_rank(images.transpose(0, 1), config.window, config.rank, config.share).transpose(0, 1)
+        return low_rank(images.transpose(0, 1), config.window, config.rank, config.share, config.energy).transpose(0, 1)
 
     return constrain
 

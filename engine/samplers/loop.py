@@ -18,8 +18,8 @@ from torch import Tensor
 from ..config_priors import SamplerConfig, StageConfig
 from ..errors import ConfigError
 from ..priors.denoiser import DenoiseFunction
-from ..priors.domains import filtered_prior, image_prior
-from ..priors.transforms import Transform
+from ..priors.domains import filtered_prior, hankel_prior, image_prior
+from ..priors.transforms import HankelMatrix, Transform
 from .consistency import DataConsistency, Measurement, make_consistency
 from .constraints import Constraint, make_constraint
 from .rules import Rule, Step, make_rule
@@ -193,6 +193,8 @@ def make_program(
             denoise = image_prior(denoise, transform)
         elif config.prior.domain == "filtered":
             denoise = filtered_prior(denoise, transform)
+        elif isinstance(transform.analysis, HankelMatrix):
+            denoise = hankel_prior(denoise, transform.analysis)
         consistency, constraint = make_consistency(measured, config.data), make_constraint(config.constraint)
         made.append(Stage(config, denoise, transform, consistency, constraint, sampler.ends))
     return Program(made, sampler)

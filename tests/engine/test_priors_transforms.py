@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 from scanside.engine.config_priors import TransformConfig
 from scanside.engine.errors import ConfigError
 from scanside.engine.operators import adjoint_mismatch
-from scanside.engine.priors.domains import filtered_prior, image_prior
+from scanside.engine.priors.domains import filtered_prior, hankel_prior, image_prior
 from scanside.engine.priors.transforms import (
     ANALYSES,
+    HankelMatrix,
     Kspace,
     Transform,
     UndecimatedHaar,
@@ -33,6 +34,8 @@ configs = st.builds(
     weight_power=st.sampled_from([0.0, 0.5, 0.6]),
     window=st.integers(0, 6),
     window_shape=st.sampled_from(["square", "disc"]),
+    hankel_window=st.integers(2, 9),
+    hankel_stride=st.integers(1, 5),
 )
 
 
@@ -108,6 +111,48 @@ def test_a_disc_has_its_area_and_lies_in_its_square():
     disc = window_mask((64, 64), 40, "disc")
     assert int(disc.sum()) == pytest.approx(np.pi * 20**2, rel=0.02)
     assert not bool((disc & ~window_mask((64, 64), 41)).any())
+
+
+@given(shape=shapes, window=st.integers(2, 5), stride=st.integers(1, 5))
+def test_the_hankel_matrix_by_its_definition(shape, window, stride):
+    """Row by row the windows of weighted k-space, on each `stride`-th line and on the last."""
+    config = TransformConfig(kind="hankel", weight_power=0.5, hankel_window=window, hankel_stride=stride)
+    analysis, image, size = HankelMatrix(shape, config), random(*shape), min(window, *shape)
+    k = Kspace(shape, config)(image)[0]
+    last = shape[0] - size
+    lines = [y for y in range(last + 1) if y % min(stride, size) == 0 or y == last]
+    rows = [k[y : y + size, x : x + size].flatten() for y in lines for x in range(shape[1] - size + 1)]
+    assert torch.equal(analysis(image)[0], torch.stack(rows))
+    assert len(rows) == len(lines) * analysis.line
+
+
+@given(shape=shapes, window=st.integers(2, 5), stride=st.integers(1, 5))
+def test_the_way_back_from_a_hankel_matrix_is_least_squares(shape, window, stride):
+    """Of any matrix, the k-space whose own matrix is nearest to it: the residual is orthogonal to all of them."""
+    analysis = HankelMatrix(shape, TransformConfig(kind="hankel", hankel_window=window, hankel_stride=stride))
+    rows = random(*analysis.range)
+    residual = rows - analysis(analysis.inverse(rows, torch.zeros(shape, dtype=rows.dtype)))
+    assert float(analysis.H(residual).abs().max()) < 1e-9 * float(rows.abs().max()) * shape[0] * shape[1]
+
+
+def test_inside_a_sample_stands_in_window_times_window_entries():
+    spectrum = torch.zeros(32, 32, dtype=torch.complex128)
+    spectrum[16:20, 12:20] = random(4, 8)
+    image = torch.fft.fftshift(torch.fft.ifft2(torch.fft.ifftshift(spectrum)))
+    for stride in (1, 2, 4):
+        matrix = HankelMatrix((32, 32), TransformConfig(kind="hankel", hankel_window=8, hankel_stride=stride))(image)
+        energy = float(matrix.abs().square().sum() / spectrum.abs().square().sum())
+        assert energy == pytest.approx(64 / stride)
+
+
+def test_a_prior_of_hankel_matrices_is_given_lines_of_windows():
+    """A network that shifts along the line takes nothing from the next one, whatever the number of lines and images."""
+    transform = Transform(TransformConfig(kind="hankel", hankel_window=3), (21, 11))
+    u = torch.randn(2, *transform.forward(random(21, 11)).shape[1:])
+    prior = hankel_prior(lambda x, sigma: x.roll(1, -2) * sigma.reshape(-1, 1, 1, 1), transform.analysis)
+    lines = u.reshape(2, 2, 19, 9, 9)
+    expected = lines.roll(1, -2).reshape(u.shape) * torch.tensor([2.0, 3.0]).reshape(2, 1, 1, 1)
+    torch.testing.assert_close(prior(u, torch.tensor([2.0, 3.0])), expected)
 
 
 @given(shape=shapes)

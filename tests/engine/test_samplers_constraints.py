@@ -98,3 +98,17 @@ def test_a_share_bounds_the_rank_where_there_are_few_coils(images):
     noisy = alone + 0.05 * random(*alone.shape)
     after = make_constraint(config)(noisy)
     assert float((after - alone).norm()) < 0.9 * float((noisy - alone).norm())
+
+
+def test_the_rank_is_what_the_energy_of_the_matrix_needs(images):
+    """By the singular values of the explicit matrix, of windows that wrap round k-space; never above the rank asked for."""
+    alone = images[:1] + 0.01 * random(*images[:1].shape)
+    k = Fourier(alone.shape, dtype=alone.dtype)(alone)[:, 0]
+    wrapped = torch.cat([torch.cat([k, k[..., :4]], -1), torch.cat([k[:, :4], k[:, :4, :4]], -1)], -2)
+    energies = torch.linalg.svdvals(Hankel(wrapped.shape, 5)(wrapped)).square()
+    needed = 1 + int((energies.cumsum(0) < 0.99 * energies.sum()).sum())
+    assert 1 < needed < 25
+    found = make_constraint(ConstraintConfig(kind="low_rank", window=5, rank=25, energy=0.99))(alone)
+    assert torch.allclose(found, low_rank(alone, 5, needed))
+    bounded = make_constraint(ConstraintConfig(kind="low_rank", window=5, rank=needed - 1, energy=0.99))(alone)
+    assert torch.allclose(bounded, low_rank(alone, 5, needed - 1))
