@@ -24,10 +24,13 @@ No GPU was at hand for any of them; everything about CUDA and TensorRT is unmeas
 def machine() -> str:
     """Processor, cores, system and library versions, and the date."""
     text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
-    model = re.search(r"model name\s*:\s*(.+)", text)
+    name, family, number = (
+        found[1] if (found := re.search(rf"{field}\s*:\s*(.+)", text)) else "unknown"
+        for field in ("model name", "cpu family", "model")  # virtual machines call different processors by one name
+    )
     cores = len(os.sched_getaffinity(0))
     return (
-        f"{model[1] if model else platform.processor()}, {cores} cores, no GPU, {platform.system()} {platform.machine()}, "
+        f"{name} (family {family}, model {number}), {cores} cores, no GPU, {platform.system()} {platform.machine()}, "
         f"Python {platform.python_version()}, torch {torch.__version__}, {datetime.date.today().isoformat()}"
     )
 
