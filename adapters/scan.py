@@ -32,10 +32,8 @@ from .mrd_lengths import MessageId
 
 __all__ = ["NOISE", "ROLE", "Reply", "Scan", "scan_for"]
 
-ROLE, NOISE = (
-    sys.intern("scanside.role"),
-    sys.intern("scanside.noise"),
-)  # as msgpack does with keys that it unpacks, for good
+# msgpack interns the keys that it unpacks; one that is kept here does not enter the interpreter's table anew each time
+ROLE, NOISE = sys.intern("scanside.role"), sys.intern("scanside.noise")
 """Parameters of a bus session that say what it is for, and which noise measurement it asks about."""
 
 Buffers = list[bytes | memoryview]
